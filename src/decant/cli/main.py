@@ -1,0 +1,341 @@
+"""The command line: thin verbs. Stdout is data, stderr is talk; status 0 done, 2 the user's mistake, 1 ours."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from decant import __version__
+from decant.errors import UserError
+
+app = App(
+    name="decant",
+    help="Pour a big diffusion model into a small one, and prove what was kept.",
+    version=__version__,
+)
+scenes_app = App(name="scenes", help="The embedded world: draw it, or train its teacher.")
+app.command(scenes_app)
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Sets = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", help="stage.key=value; may be given again", consume_multiple=True),
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSON document on stdout")]
+
+
+def talk(line: str) -> None:
+    """One line for people, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say(document: Any, as_json: bool, text: str) -> None:
+    """The result on stdout: one JSON document, or the text."""
+    print(json.dumps(document, indent=1, default=str) if as_json else text)
+
+
+@app.command
+def quickstart(*, out: Path = Path("runs/quickstart"), full: bool = False, json: Json = False) -> None:
+    """The whole way on the shipped scenes teacher: cut, distil, evaluate, report; on a CPU, in minutes.
+
+    Parameters
+    ----------
+    out: where the run goes.
+    full: the longer recipe.
+    """
+    from decant.cli import work
+
+    done = work.quickstart(out, full=full, talk=talk)
+    say(done, json, f"report: {done['report']}")
+
+
+@app.command
+def run(
+    recipe: str,
+    *,
+    teacher: str,
+    out: Path,
+    data: Path | None = None,
+    sets: Sets = (),
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Run a recipe or preset into a folder; the same command goes on where it stopped.
+
+    Parameters
+    ----------
+    recipe: a preset's name (`decant recipes`) or a YAML file.
+    teacher: a pipeline folder, a hub id, or `scenes`.
+    out: where the run goes.
+    data: a folder of pictures with captions.
+    dry_run: print the resolved recipe and run nothing.
+    """
+    from decant.cli import work
+
+    if dry_run:
+        document = work.resolved(recipe, sets)
+        say(document, json, document["yaml"])
+        return
+    done = work.run_and_report(recipe, teacher=teacher, data=data, out=out, sets=sets, talk=talk)
+    say(done, json, f"report: {done['report']}" if done["report"] else f"run: {out}")
+
+
+@app.command
+def recipes(name: str | None = None, *, json: Json = False) -> None:
+    """List the presets, or print one.
+
+    Parameters
+    ----------
+    name: the preset to print.
+    """
+    from decant.recipe.schema import list_recipes, preset_text
+
+    if name is not None:
+        text = preset_text(name)
+        say({"name": name, "yaml": text}, json, text.rstrip())
+        return
+    listed = list_recipes()
+    say(listed, json, "\n".join(f"{row['name']:16} {row['summary']}" for row in listed))
+
+
+@app.command
+def prune(
+    *,
+    teacher: str,
+    student: str,
+    out: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Cut a student out of a teacher.
+
+    Parameters
+    ----------
+    teacher: a pipeline folder, a hub id, `scenes`, or with --dry-run an architecture (`sd15`, `sd21`, `musetalk`).
+    student: bk-base, bk-small or bk-tiny.
+    out: the student's pipeline folder.
+    dry_run: print what would come out, without loading weights.
+    """
+    from decant.cli import work
+    from decant.errors import refuse
+
+    if dry_run:
+        document = work.preview_prune(teacher, student)
+        text = f"{student}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.1f} GMACs"
+        say(document, json, text)
+        return
+    if out is None:
+        raise refuse("--out", "missing", allowed="a folder", hint="--out DIR, or --dry-run to see the counts alone")
+    record = work.one_stage(
+        "prune", {"student": student}, teacher=teacher, models={"teacher": teacher}, out=out, talk=talk
+    )
+    say(record, json, str(out))
+
+
+@app.command
+def distill(
+    student: Path,
+    *,
+    teacher: str,
+    data: Path,
+    out: Path,
+    seed: int = 0,
+    sets: Sets = (),
+    json: Json = False,
+) -> None:
+    """Distil a student that decant cut, on a folder of pictures with captions.
+
+    Parameters
+    ----------
+    student: the student's pipeline folder.
+    teacher: a pipeline folder, a hub id, or `scenes`.
+    data: a folder of pictures with captions.
+    out: the distilled student's pipeline folder.
+    seed: of every draw.
+    """
+    from decant.cli import work
+
+    settings = work.settings_of("distill", sets)
+    models: dict[str, str | Path] = {student.name or "student": student}
+    record = work.one_stage(
+        "distill", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk
+    )
+    say(record, json, str(out))
+
+
+@app.command
+def evaluate(
+    *models: str,
+    teacher: str,
+    out: Path,
+    data: Path | None = None,
+    images: int = 128,
+    steps: int = 25,
+    guidance_scale: float = 7.5,
+    sets: Sets = (),
+    json: Json = False,
+) -> None:
+    """Score models against their teacher on the same captions and seeds; writes figures, pictures and a report.
+
+    Parameters
+    ----------
+    models: pipeline folders or hub ids; the teacher is always scored too.
+    teacher: a pipeline folder, a hub id, or `scenes`.
+    out: a folder for report.json, report.html and pictures.
+    data: a folder of pictures with captions; without it, captions of held-out scenes.
+    images: captions, one picture each.
+    steps: of the sampler.
+    guidance_scale: 1 and below: without guidance.
+    """
+    from decant.cli import work
+
+    settings = {
+        "images": images,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        **work.settings_of("evaluate", sets),
+    }
+    done = work.evaluate_and_report(models, settings, teacher=teacher, data=data, out=out, talk=talk)
+    say(done, json, f"report: {out / 'report.html'}")
+
+
+@app.command
+def generate(
+    model: str,
+    *,
+    prompt: Annotated[list[str], Parameter(consume_multiple=True, negative="")],
+    out: Path,
+    steps: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    seed: int = 0,
+    guidance_scale: float = 7.5,
+    sampler: Literal["ddim", "lcm", "euler", "dpm++", "as-is"] = "ddim",
+    size: int | None = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Draw pictures.
+
+    Parameters
+    ----------
+    model: a pipeline folder, a hub id, or `scenes`.
+    prompt: one or more.
+    out: a folder for the pictures.
+    steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25.
+    seed: of the first prompt's picture; the next prompt takes the next seed.
+    guidance_scale: 1 and below: without guidance.
+    size: pixels; default the network's own.
+    """
+    from decant.stages.draw import draw_to
+
+    files = draw_to(
+        model,
+        prompt,
+        steps or [25],
+        seed,
+        out,
+        device,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        size=size,
+    )
+    say(files, json, "\n".join(file["file"] for file in files))
+
+
+@app.command
+def show(model: str, *, json: Json = False) -> None:
+    """What a model is: family, parameters, MACs, and its record.
+
+    Parameters
+    ----------
+    model: a pipeline folder, a hub id, or `scenes`.
+    """
+    from decant.stages.draw import describe
+
+    document = describe(model)
+    text = f"{document['family']}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.3f} GMACs a forward"
+    lineage = [step.get("stage", "?") for step in document["record"].get("lineage", [])]
+    own = document["record"].get("stage")
+    say(document, json, text + (f"\nmade by: {' -> '.join([*lineage, own])}" if own else ""))
+
+
+@app.command
+def report(run: Path, *, json: Json = False) -> None:
+    """Rebuild report.json and report.html of a run from its records.
+
+    Parameters
+    ----------
+    run: the run's folder.
+    """
+    from decant.cli import work
+
+    page = work.rebuild_report(run)
+    say({"report": str(page)}, json, f"report: {page}")
+
+
+@scenes_app.command
+def draw(
+    *,
+    n: int,
+    out: Path,
+    split: Literal["train", "held-out"] = "train",
+    first_seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Draw scenes into a folder of pictures with metadata.jsonl.
+
+    Parameters
+    ----------
+    n: how many.
+    out: a new or empty folder.
+    split: train never shows the held-out combinations; every held-out scene holds one.
+    first_seed: seed of the first scene.
+    """
+    from decant.scenes.folder import draw_folder
+
+    draw_folder(out, n, split, first_seed)
+    say({"out": str(out), "n": n, "split": split}, json, str(out))
+
+
+@scenes_app.command
+def train(
+    *,
+    out: Path,
+    recipe: Path | None = None,
+    parts: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+) -> None:
+    """Train the scenes teacher from nothing, part by part; finished parts are kept.
+
+    Parameters
+    ----------
+    out: a folder, one sub-folder a part.
+    recipe: a YAML of parts; default the one the shipped teacher was made by.
+    parts: only these, by name.
+    """
+    from decant.stages.teacher import train_teacher
+
+    print(train_teacher(out, recipe, parts, talk))
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, or with 2 for a mistake of the user's. A traceback is a mistake of ours."""
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except UserError as error:
+        talk(f"error: {error}")
+        sys.exit(2)
+    except CycloptsError as error:
+        Console(stderr=True, highlight=False).print(
+            f"error: {error}\n  hint: decant --help, or decant VERB --help", markup=False
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        talk("stopped; the same command goes on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

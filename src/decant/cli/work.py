@@ -1,0 +1,131 @@
+"""What the verbs do: recipes with their reports, and single stages into a folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from decant.errors import nearest, refuse
+from decant.recipe.runner import resolve, run_recipe, run_stage
+from decant.recipe.schema import load_recipe, override
+from decant.report.collect import collect
+from decant.report.page import write_report
+from decant.stages.all import STAGES
+
+Talk = Callable[[str], None]
+QUICKSTART_PICTURES = 4000
+
+
+def run_and_report(
+    recipe: str, *, teacher: str, data: Path | None, out: Path, sets: Sequence[str], talk: Talk
+) -> dict[str, Any]:
+    """Run a recipe; where it evaluates, also write ``report.json`` and ``report.html``."""
+    chosen = override(load_recipe(recipe), sets)
+    done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk)
+    evaluated = any(step.stage == "evaluate" for step in chosen.stages)
+    return {**done, "report": str(rebuild_report(out)) if evaluated else None}
+
+
+def resolved(recipe: str, sets: Sequence[str]) -> dict[str, Any]:
+    """The recipe with every setting filled in, as a document and as YAML; nothing runs."""
+    chosen = override(load_recipe(recipe), sets)
+    jobs = resolve(chosen, STAGES)
+    document = {
+        "name": chosen.name,
+        "stages": [
+            {
+                "name": job.name,
+                "stage": job.kind,
+                "takes": list(job.takes),
+                "settings": job.settings.model_dump(mode="json"),
+            }
+            for job in jobs
+        ],
+    }
+    return {**document, "yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()}
+
+
+def rebuild_report(run: Path) -> Path:
+    """``report.json`` and ``report.html`` from a run's records."""
+    if not run.is_dir():
+        raise refuse("run", f"{run} is no folder", allowed="the folder of a run", hint="check the path")
+    collect(run)
+    return write_report(run)
+
+
+def quickstart(out: Path, *, full: bool, talk: Talk) -> dict[str, Any]:
+    """Draw the pictures, run the quickstart preset on the shipped teacher, and write the report."""
+    from decant.scenes.folder import draw_folder
+
+    data = out / "data"
+    if not (data / "metadata.jsonl").is_file():
+        talk(f"drawing {QUICKSTART_PICTURES} scenes into {data}")
+        draw_folder(data, QUICKSTART_PICTURES, "train")
+    name = "quickstart-full" if full else "quickstart"
+    return run_and_report(name, teacher="scenes", data=data, out=out, sets=(), talk=talk)
+
+
+def preview_prune(teacher: str, student: str) -> dict[str, Any]:
+    """Counts and the layer map of a cut, from configs alone."""
+    from decant.models.load import unet_config
+    from decant.models.surgery.bk import Student, bk
+    from decant.models.surgery.surgery import skeleton
+    from decant.stages.prune import preview
+
+    if student not in get_args(Student):
+        known = get_args(Student)
+        raise refuse("--student", student, allowed=", ".join(known), hint=nearest(student, known))
+    config = unet_config(teacher)
+    return {
+        "teacher": teacher,
+        "student": student,
+        **preview(bk(config, skeleton(config).state_dict(), student)),
+    }
+
+
+def settings_of(kind: str, sets: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` words as settings of one stage; ``kind.key=value`` is understood too."""
+    values: dict[str, Any] = {}
+    for word in sets:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise refuse("--set", word, allowed="key=value", hint="for example --set steps=400")
+        values[key.strip().removeprefix(f"{kind}.")] = yaml.safe_load(text)
+    return values
+
+
+def one_stage(
+    kind: str,
+    settings: Mapping[str, Any],
+    *,
+    teacher: str,
+    models: Mapping[str, str | Path],
+    out: Path,
+    talk: Talk,
+    data: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Run one stage into ``out``, complete or absent; gives its record."""
+    return run_stage(
+        kind, STAGES[kind], settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk
+    )
+
+
+def evaluate_and_report(
+    models: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    teacher: str,
+    data: Path | None,
+    out: Path,
+    talk: Talk,
+) -> dict[str, Any]:
+    """Score models beside their teacher into ``out``, with a report."""
+    named: dict[str, str | Path] = {"teacher": teacher}
+    for model in models:
+        name = Path(model).name or model
+        named[name if name not in named else f"{name}-{len(named)}"] = model
+    one_stage("evaluate", settings, teacher=teacher, models=named, data=data, out=out, talk=talk)
+    rebuild_report(out)
+    return yaml.safe_load((out / "report.json").read_text(encoding="utf-8"))

@@ -1,0 +1,377 @@
+"""A folder of pictures with captions: each is decoded once, and what cannot be used is skipped and counted.
+
+Three layouts, one function each: ``metadata.jsonl`` (Hugging Face ImageFolder: ``file_name`` and ``text``, or
+``caption``), ``metadata.csv`` with the same columns, or a ``.txt`` beside each picture.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from decant.errors import UserError, nearest, refuse
+
+# Only formats whose decoders run no other program and need no interpreter (EPS would start one).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+_MAX_CAPTION_BYTES = 64 * 1024
+_TEXT_KEYS = ("text", "caption")
+_LAYOUTS = "metadata.jsonl, metadata.csv, or a .txt beside each picture"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something in the folder that is not used: its name, or file and line, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures that decode, each with its caption, sorted by name; and what was left out.
+
+    A picture listed with several captions appears once for each. ``folder`` is what ``names`` are relative
+    to.
+    """
+
+    files: tuple[Path, ...]
+    captions: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    folder: Path = Path()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File names relative to the folder, with forward slashes."""
+        inside = (f.relative_to(self.folder) if f.is_relative_to(self.folder) else f for f in self.files)
+        return tuple(file.as_posix() for file in inside)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a layout found: a picture's name and its caption, or the reason why it has none."""
+
+    name: str
+    caption: object = None
+    problem: str = ""
+
+
+def read_folder(path: str | Path, max_skipped: float = 0.1) -> Captioned:
+    """Scan a folder of captioned pictures, decoding each picture once.
+
+    Raises ``UserError`` where the folder is missing, holds no pictures, or more than the fraction
+    ``max_skipped`` of its entries (0.1: one in ten) cannot be used.
+    """
+    folder = Path(path)
+    _check_folder(folder)
+    checked = [_checked(folder, entry) for entry in _entries(folder)]
+    good = [entry for entry, reason in checked if not reason]
+    skipped = [Skipped(entry.name, reason) for entry, reason in checked if reason]
+    names = sorted({entry.name for entry in good})
+    reasons = _decode_all([folder / name for name in names])
+    broken = {name: reason for name, reason in zip(names, reasons, strict=True) if reason}
+    skipped += [Skipped(entry.name, broken[entry.name]) for entry in good if entry.name in broken]
+    pairs, twice = _unique([(e.name, _tidy(str(e.caption))) for e in good if e.name not in broken])
+    skipped = sorted([*skipped, *twice], key=lambda item: (item.name, item.reason))
+    _check_share(folder, len(pairs), skipped, max_skipped)
+    files, captions = tuple(folder / name for name, _ in pairs), tuple(caption for _, caption in pairs)
+    return Captioned(files, captions, tuple(skipped), folder)
+
+
+def split(captioned: Captioned, held_out: float, seed: int) -> tuple[Captioned, Captioned]:
+    """(training part, held-out part), disjoint: about the fraction ``held_out`` of the names is held out.
+
+    A picture's side is a hash of the seed and its name: neither the order nor the other pictures matter, so a
+    held-out picture stays held out as the folder grows. Raises ``UserError`` where a part comes out empty.
+    """
+    if not 0 <= held_out < 1:
+        hint = "0.1 holds out one picture in ten"
+        raise refuse("held_out", held_out, allowed="a fraction from 0 up to, not including, 1", hint=hint)
+    held = [_unit(name, seed) < held_out for name in captioned.names]
+    train, kept = _part(captioned, [not side for side in held]), _part(captioned, held)
+    if not train.files or (held_out > 0 and not kept.files):
+        sizes = f"{len(train.files)} to train on and {len(kept.files)} held out"
+        value = f"{held_out} of {len(held)} pictures leaves {sizes}"
+        raise refuse("held_out", value, allowed="neither part empty", hint="add pictures, or change the fraction")
+    return train, kept
+
+
+def picture(path: Path, size: int) -> Tensor:
+    """One picture as ``(3, size, size)`` float32 in [-1, 1]: shortest side resized (Lanczos), centre crop.
+
+    Rotated as its EXIF says; transparency over white. Raises ``UserError`` where it no longer decodes.
+    """
+    try:
+        image = _open_rgb(path)
+    except Exception as error:  # decoders raise anything on damaged input
+        hint = "it changed after the folder was scanned: run again"
+        raise refuse(f"picture {path}", _reason(error), allowed="a picture that decodes", hint=hint) from error
+    # fit crops in the source and resizes once, so a very long picture never grows in memory.
+    pixels = np.array(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def data_fingerprint(path: Path) -> str:
+    """A sha256 over the names and sizes of a folder's files and the contents of its caption files.
+
+    Pictures are not read again for it: one replaced by another of the same size in bytes goes unnoticed.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_files(path)):
+        file = path / name
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        if file.suffix.lower() in (".jsonl", ".csv", ".txt"):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    beside = folder.parent
+    known = sorted(entry.name for entry in beside.iterdir() if entry.is_dir()) if beside.is_dir() else []
+    hint = nearest(folder.name, known) if known and not folder.exists() else "give the folder that holds the pictures"
+    what = "is not a folder" if folder.exists() else "does not exist"
+    raise refuse("data", f"{folder} {what}", allowed=f"a folder of pictures with {_LAYOUTS}", hint=hint)
+
+
+def _entries(folder: Path) -> Iterator[_Entry]:
+    """What the folder's own layout lists; with a metadata file, the pictures that it forgets too."""
+    if (folder / "metadata.jsonl").is_file():
+        listed = list(_jsonl_layout(folder / "metadata.jsonl"))
+    elif (folder / "metadata.csv").is_file():
+        listed = list(_csv_layout(folder / "metadata.csv"))
+    else:
+        yield from _txt_layout(folder)
+        return
+    yield from listed
+    known = {os.path.normpath(entry.name) for entry in listed}
+    for name in _pictures(folder):
+        if os.path.normpath(name) not in known:
+            yield _Entry(name, problem="not in the metadata file")
+
+
+def _jsonl_layout(file: Path) -> Iterator[_Entry]:
+    """One JSON object a line; a line that is none is named by its number."""
+    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        place = f"{file.name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            yield _Entry(place, problem="the line is not JSON in UTF-8")
+            continue
+        yield (_listed(values, place) if isinstance(values, dict) else _Entry(place, problem="not a JSON object"))
+
+
+def _csv_layout(file: Path) -> Iterator[_Entry]:
+    """A header with ``file_name`` and ``text`` or ``caption``, then one row a picture."""
+    # Bytes that are not UTF-8 become lone surrogates, which the caption check then refuses by row.
+    text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    columns = list(rows.fieldnames or ())
+    if "file_name" not in columns or not set(_TEXT_KEYS) & set(columns):
+        value = f"its columns are {', '.join(columns) or 'none'}"
+        hint = "the first line names the columns"
+        raise refuse(f"data {file}", value, allowed="file_name, and text or caption", hint=hint)
+    while True:
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield _Entry(f"{file.name}:{rows.line_num}", problem=f"the row is not CSV ({error})")
+            continue
+        yield _listed({k: v for k, v in values.items() if isinstance(k, str)}, f"{file.name}:{rows.line_num}")
+
+
+def _txt_layout(folder: Path) -> Iterator[_Entry]:
+    """A ``.txt`` of the same stem beside each picture, in the folder and the folders below."""
+    names = _pictures(folder)
+    if not names:
+        below = sorted(f.parent.name for kind in ("jsonl", "csv") for f in folder.glob(f"*/metadata.{kind}"))
+        hint = f"did you mean its folder {below[0]!r}?" if below else "check that --data is the folder of the pictures"
+        allowed = f"a folder of pictures with {_LAYOUTS}"
+        raise refuse("data", f"{folder} holds no pictures", allowed=allowed, hint=hint)
+    for name in names:
+        try:
+            yield _Entry(name, caption=_read_caption(folder, (folder / name).with_suffix(".txt")))
+        except UserError as error:
+            yield _Entry(name, problem=str(error))
+
+
+def _read_caption(folder: Path, file: Path) -> str:
+    problem = _outside(folder, file.relative_to(folder).as_posix())
+    if not file.is_file():
+        problem = "no .txt beside it"
+    elif not problem and file.stat().st_size > _MAX_CAPTION_BYTES:
+        problem = "the caption file is too large"
+    if problem:
+        raise UserError(problem)
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise UserError("the caption file is not text in UTF-8") from None
+
+
+def _listed(values: dict[str, object], place: str) -> _Entry:
+    """An entry of a metadata file."""
+    name = values.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        return _Entry(place, problem="no file_name")
+    key = next((key for key in _TEXT_KEYS if key in values), None)
+    return _Entry(name, problem="no caption") if key is None else _Entry(name, caption=values[key])
+
+
+def _checked(folder: Path, entry: _Entry) -> tuple[_Entry, str]:
+    """The entry under its plain name, and why it cannot be used, as far as seen without decoding it."""
+    if entry.problem:
+        return entry, entry.problem
+    reason = _outside(folder, entry.name) or _missing(folder, entry.name) or _caption_problem(entry.caption)
+    return _Entry(PurePosixPath(entry.name).as_posix(), entry.caption), reason
+
+
+def _outside(folder: Path, name: str) -> str:
+    """Why a file name must not be followed: it leaves the folder, by itself or through a link."""
+    parts = PurePosixPath(name)
+    windows = PureWindowsPath(name)
+    if "\0" in name or parts.is_absolute() or windows.drive or windows.root or ".." in (*parts.parts, *windows.parts):
+        return "the file name leaves the folder"
+    try:
+        inside = (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        inside = False
+    return "" if inside else "the file is a link that leaves the folder"
+
+
+def _missing(folder: Path, name: str) -> str:
+    try:
+        return "" if (folder / name).is_file() else "listed, but there is no such file"
+    except (OSError, ValueError):
+        return "listed, but there is no such file"
+
+
+def _caption_problem(caption: object) -> str:
+    if caption is None:
+        return "no caption"
+    if not isinstance(caption, str):
+        return f"the caption is not text ({type(caption).__name__})"
+    if not _tidy(caption):
+        return "the caption is empty"
+    try:
+        size = len(caption.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "the caption is not text in UTF-8"
+    return "the caption is too long" if size > _MAX_CAPTION_BYTES else ""
+
+
+def _tidy(caption: str) -> str:
+    return " ".join(caption.split())
+
+
+def _unique(pairs: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[Skipped]]:
+    """Sorted pairs of name and caption without exact repeats, and the repeats."""
+    counts = Counter(pairs)
+    twice = [Skipped(name, "listed twice") for (name, _), n in counts.items() for _ in range(n - 1)]
+    return sorted(counts), twice
+
+
+def _check_share(folder: Path, used: int, skipped: Sequence[Skipped], max_skipped: float) -> None:
+    total = used + len(skipped)
+    if used and len(skipped) <= max_skipped * total:
+        return
+    first = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
+    value = f"{len(skipped)} of {total} entries of {folder} cannot be used ({first or 'it is empty'})"
+    allowed = f"at most {max_skipped:.0%} skipped, and at least one used"
+    raise refuse("data", value, allowed=allowed, hint="mend or remove these, or raise max_skipped")
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Relative names of the files below a folder, hidden ones left out; links to folders are not followed."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            file = Path(root) / name
+            if not name.startswith(".") and file.is_file():
+                yield file.relative_to(folder).as_posix()
+
+
+def _pictures(folder: Path) -> list[str]:
+    return sorted(name for name in _files(folder) if Path(name).suffix.lower() in _SUFFIXES)
+
+
+def _decode_all(files: Sequence[Path]) -> list[str]:
+    """For each file why it does not decode, or ""."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn about harmless metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            return list(pool.map(_try_decode, files))
+
+
+def _try_decode(file: Path) -> str:
+    try:
+        _open_rgb(file)
+    except Exception as error:  # decoders raise anything on damaged input
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture does not decode, without paths."""
+    match error:
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            return "too many pixels (a decompression bomb?)"
+        case Image.UnidentifiedImageError():
+            return "not a picture in a known format"
+        case _:
+            return "the picture is damaged or truncated"
+
+
+def _open_rgb(path: Path) -> Image.Image:
+    """The first frame as 8-bit RGB, upright, transparency over white."""
+    with Image.open(path, formats=_FORMATS) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            return _from_deep(np.asarray(upright)).convert("RGB")
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        layer = upright.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _from_deep(values: np.ndarray) -> Image.Image:
+    """Greyscale of more than 8 bits as 8 bits: PIL alone would clip at 255. Floats count from 0 to 1."""
+    if values.dtype.kind == "f":
+        scaled = np.nan_to_num(values, posinf=1.0, neginf=0.0) * 255.0
+    else:
+        scaled = values / (65535.0 / 255.0)
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+
+
+def _unit(name: str, seed: int) -> float:
+    """A number in [0, 1) that only the seed and the name decide."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _part(captioned: Captioned, keep: Sequence[bool]) -> Captioned:
+    pairs = zip(captioned.files, captioned.captions, keep, strict=True)
+    chosen = [(file, caption) for file, caption, wanted in pairs if wanted]
+    files, captions = tuple(file for file, _ in chosen), tuple(caption for _, caption in chosen)
+    return Captioned(files, captions, (), captioned.folder)

@@ -1,0 +1,11 @@
+"""Classifier-free guidance."""
+
+from torch import Tensor
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
+    """Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", eq. 6 as Stable Diffusion counts the scale.
+
+    1 is the conditional output, 0 the unconditional one. All ``(B, C, h, w)``.
+    """
+    return unconditional + guidance_scale * (conditional - unconditional)

@@ -1,0 +1,46 @@
+"""What differs between kinds of model, as one protocol; each family is one file beside this one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from decant.maths.prediction import Prediction
+from decant.maths.schedules import Schedule
+
+
+class Family(Protocol):
+    """Conditioning, latents, schedule and one forward of a kind of model.
+
+    No method gives gradients to the text encoder or the VAE; `denoise` alone is differentiable.
+    """
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network's output means."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """x_t = alpha_t x_0 + sigma_t noise."""
+        ...
+
+    def condition(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the network is told about B captions, each value with B as its first axis; cacheable."""
+        ...
+
+    def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The unconditional twin of a condition: the same keys, shapes, dtypes and devices."""
+        ...
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> mean and standard deviation (B, C, h, w) of the scaled latents."""
+        ...
+
+    def corrupt(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, C, h, w) from clean latents, noise of their shape and timesteps t (B,)."""
+        ...
+
+    def denoise(self, net: nn.Module, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]) -> Any:
+        """One forward: the raw prediction (B, C, h, w), or (prediction, features) of a tapped network."""
+        ...

@@ -1,0 +1,159 @@
+"""The only sampler call in decant: prompts and seeds in, pictures out, one seed per picture."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, assert_never
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decant.errors import refuse
+
+Sampler = Literal["ddim", "lcm", "euler", "dpm++", "as-is"]
+
+
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    guidance_scale: float = 7.5,
+    sampler: Sampler = "ddim",
+    batch_size: int = 16,
+    size: int | tuple[int, int] | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Draw one picture for each prompt and seed, in order, a batch at a time as they are asked for.
+
+    A picture depends on its own prompt and seed: its noise comes from a CPU generator of its own. Floats
+    still differ in the last digits between batch sizes, which moves a value of a picture by 1/255 now and
+    then. The pipeline's scheduler and progress bar are as before whenever a picture is handed over.
+
+    Args:
+        pipeline: on the device and in the dtype to draw with.
+        prompts: N of them; the negative prompt is empty.
+        seeds: N of them, each any integer of 64 bits.
+        steps: network evaluations per picture, two halves each when guided.
+        guidance_scale: classifier-free guidance; 1 and below runs without the unconditional half.
+        sampler: `as-is` takes the scheduler that the pipeline came with.
+        batch_size: pictures drawn together.
+        size: pixels, one number or (height, width), multiples of 8; None for the network's own.
+
+    Returns:
+        an iterator of N pictures (H, W, 3), uint8; nothing is drawn before the first is asked for.
+
+    Raises:
+        UserError: at once, for no prompts, lengths that differ, or steps, batch or size out of range.
+    """
+    _check(prompts, seeds, batch_size)
+    height, width = _pixels(pipeline, size)
+    scheduler = _scheduler(pipeline, sampler)
+    _check_steps(steps, scheduler)
+    options = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "output_type": "np",
+    }
+    return _batches(pipeline, scheduler, list(zip(prompts, seeds, strict=True)), batch_size, options)
+
+
+def _batches(
+    pipeline: StableDiffusionPipeline,
+    scheduler: Any,
+    jobs: list[tuple[str, int]],
+    batch_size: int,
+    options: dict[str, Any],
+) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(jobs), batch_size):
+        yield from _draw(pipeline, scheduler, jobs[start : start + batch_size], options)
+
+
+def _draw(
+    pipeline: StableDiffusionPipeline,
+    scheduler: Any,
+    jobs: list[tuple[str, int]],
+    options: dict[str, Any],
+) -> NDArray[np.uint8]:
+    """One call of the pipeline: (B, H, W, 3), uint8."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
+    latents = _latents(pipeline, generators, options["height"], options["width"])
+    # A second pipeline around the same networks leaves the caller's own scheduler and settings untouched.
+    painter = StableDiffusionPipeline(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
+    painter.set_progress_bar_config(disable=True)
+    prompts = [prompt for prompt, _ in jobs]
+    pictures = painter(
+        prompts, negative_prompt=[""] * len(prompts), generator=generators, latents=latents, **options
+    ).images
+    return np.asarray((pictures * 255).round(), dtype=np.uint8)
+
+
+def _latents(pipeline: StableDiffusionPipeline, generators: list[torch.Generator], height: int, width: int) -> Tensor:
+    """Starting noise (B, C, h, w), drawn in float32 on the CPU: the same for every device and dtype."""
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    return noise.to(pipeline.unet.device, pipeline.unet.dtype)
+
+
+def _scheduler(pipeline: StableDiffusionPipeline, sampler: Sampler) -> Any:
+    """The sampler with the betas, the prediction type and the spacing of the pipeline's own scheduler."""
+    config = pipeline.scheduler.config
+    match sampler:
+        case "ddim":
+            return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+        case "lcm":
+            return LCMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+        case "euler":
+            return EulerDiscreteScheduler.from_config(config)
+        case "dpm++":
+            return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
+        case "as-is":
+            return type(pipeline.scheduler).from_config(config)
+    assert_never(sampler)
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> None:
+    if not prompts or isinstance(prompts, str):
+        raise refuse("prompts", repr(prompts), allowed="a list of at least one", hint="one picture is drawn for each")
+    if len(prompts) != len(seeds):
+        raise refuse(
+            "seeds",
+            f"{len(seeds)} seeds for {len(prompts)} prompts",
+            allowed="one seed for each prompt",
+            hint="repeat a prompt to draw it with several seeds",
+        )
+    if batch_size < 1:
+        raise refuse("batch_size", batch_size, allowed="1 or more", hint="less memory is used by smaller batches")
+
+
+def _check_steps(steps: int, scheduler: Any) -> None:
+    config = scheduler.config
+    most = config.original_inference_steps if isinstance(scheduler, LCMScheduler) else config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise refuse("steps", steps, allowed=f"1 to {most}", hint="25 for a teacher, 2 to 8 after step distillation")
+
+
+def _pixels(pipeline: StableDiffusionPipeline, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in pixels; None is what the network was made for."""
+    factor = pipeline.vae_scale_factor
+    if size is None:
+        own = pipeline.unet.config.sample_size or 64
+        own = (own, own) if isinstance(own, int) else own
+        return own[0] * factor, own[1] * factor
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 8 or height % 8 or width % 8 or height % factor or width % factor:
+        raise refuse(
+            "size",
+            size,
+            allowed=f"multiples of {max(8, factor)} pixels",
+            hint="512 is 64 latents of 8 pixels",
+        )
+    return height, width

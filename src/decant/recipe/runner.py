@@ -1,0 +1,385 @@
+"""Runs the stages of a recipe: each folder complete or absent, finished work reused where it still holds.
+
+In RUN: ``recipe.yaml`` (the resolved recipe, which repeats the run), ``<nn>-<name>/`` for every finished
+stage with its record ``decant.json``, and ``.work/`` for what is in progress.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from decant.data.folder import data_fingerprint
+from decant.errors import nearest, refuse
+from decant.recipe.schema import Recipe, Step, check_wiring
+from decant.stages.stage import Inputs, Settings, Stage, validate
+
+_LIBRARIES = ("decant", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of a resolved recipe: its settings are validated and its inputs named."""
+
+    number: int
+    name: str
+    kind: str
+    stage: Stage
+    settings: Settings
+    takes: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for every stage of a run; ``models`` and ``fingerprints`` grow as stages finish."""
+
+    teacher: str
+    data: Path | None
+    seed: int
+    out: Path
+    work: Path
+    command: str
+    talk: Callable[[str], None]
+    models: dict[str, str | Path]
+    fingerprints: dict[str, str]
+
+
+def resolve(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Job, ...]:
+    """The recipe as jobs, with every stage's settings checked and filled in. Runs nothing.
+
+    Raises ``UserError``.
+    """
+    check_wiring(recipe, f"recipe {recipe.name}")
+    jobs: list[Job] = []
+    for number, step in enumerate(recipe.stages, start=1):
+        place = f"recipe {recipe.name}.stages.{number - 1}"
+        if step.stage not in stages:
+            hint = nearest(step.stage, stages)
+            raise refuse(f"{place}.stage", f"no stage {step.stage!r}", allowed=", ".join(sorted(stages)), hint=hint)
+        stage = stages[step.stage]
+        settings = validate(stage.settings, step.settings, f"{place}.settings")
+        takes = _takes(step, stage, jobs, place)
+        folder = f"{number:02d}-{step.name}"
+        jobs.append(Job(number, step.name, step.stage, stage, settings, takes, folder))
+    return tuple(jobs)
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    teacher: str,
+    data: Path | None,
+    out: Path,
+    stages: Mapping[str, Stage],
+    talk: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run a recipe into ``out``, or go on where an earlier run of it stopped.
+
+    Everything is checked before anything runs. A finished stage is reused if its settings, seed and the
+    fingerprints of what it was made from are unchanged. Returns ``{"out", "command", "stages": [{"name",
+    "stage", "folder", "reused", "seconds"}]}``. Raises ``UserError``; finished stages stay in place.
+    """
+    jobs = resolve(recipe, stages)
+    out = Path(out)
+    _check_places(jobs, data, out)
+    command = _command(teacher, data, out)
+    models: dict[str, str | Path] = {"teacher": teacher}
+    prints = _prints_of(models, jobs, data)
+    run = _Run(teacher, data, recipe.seed, out, out / ".work", command, talk, models, prints)
+    run.work.mkdir(parents=True, exist_ok=True)
+    with _alone(run.work / "lock", out):
+        _write_whole(out / "recipe.yaml", _resolved(recipe, jobs, command).to_yaml())
+        done = [_one(job, run, f"[{job.number}/{len(jobs)}] {job.name}") for job in jobs]
+    return {"out": str(out), "command": command, "stages": done}
+
+
+def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome)
+    kind: str,
+    stage: Stage,
+    settings: Mapping[str, Any],
+    *,
+    teacher: str,
+    models: Mapping[str, str | Path],
+    data: Path | None,
+    seed: int,
+    out: Path,
+    talk: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run one stage by itself into ``out``, complete or absent, and return its record.
+
+    A finished folder of the same request is reused; partial work waits beside it in ``.<out>.work/``. Raises
+    ``UserError`` where ``out`` holds anything else: what is there is never overwritten.
+    """
+    out = Path(out)
+    chosen = validate(stage.settings, dict(settings), kind)
+    job = Job(1, kind, kind, stage, chosen, tuple(models), out.name)
+    _check_places((job,), data, out)
+    prints = {"teacher": _of_teacher(teacher), **_prints_of(models, (job,), data)}
+    command = shlex.join(["decant", *sys.argv[1:]])
+    work = out.parent / f".{out.name}.work"
+    run = _Run(teacher, data, seed, out.parent, work, command, talk, dict(models), prints)
+    _check_free(out, _request(job, run))
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work / "lock", out):
+        _one(job, run, kind)
+    shutil.rmtree(work)
+    record = _read_json(out / "decant.json")
+    assert record is not None, "a finished stage has a record"
+    return record
+
+
+def _check_free(out: Path, request: dict[str, Any]) -> None:
+    """A folder for one stage is new, empty, or the finished stage itself."""
+    if not out.exists() or not any(out.iterdir()):
+        return
+    record = _read_json(out / "decant.json")
+    differences = "it is no stage of decant" if record is None else _differences(record, request)
+    if differences:
+        hint = "name another folder, or remove this one"
+        raise refuse("--out", f"{out} is not empty: {differences}", allowed="a new folder", hint=hint)
+
+
+def _command(teacher: str, data: Path | None, out: Path) -> str:
+    """The command that repeats a run."""
+    words = ["decant", "run", str(out / "recipe.yaml"), "--teacher", teacher]
+    words += ["--data", str(data)] if data else []
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _prints_of(models: Mapping[str, str | Path], jobs: tuple[Job, ...], data: Path | None) -> dict[str, str]:
+    """The fingerprints of what a run begins with: models, and the pictures where a stage sees them."""
+    prints = {name: _of_teacher(str(model)) for name, model in models.items()}
+    if data is not None and any(job.stage.data != "unused" for job in jobs):
+        prints["data"] = data_fingerprint(data)
+    return prints
+
+
+def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[str, ...]:
+    """The names of the models a stage works on: those asked for, or the natural ones."""
+    pipelines = [job.name for job in earlier if job.stage.gives_pipeline]
+    allowed = ["teacher", *pipelines]
+    if (stage.takes == "one" and step.of is not None) or (stage.takes == "many" and step.start is not None):
+        key, other = ("of", "from") if stage.takes == "one" else ("from", "of")
+        hint = f"write `{other}:` instead"
+        raise refuse(f"{place}.{key}", f"{step.stage} takes {stage.takes}", allowed=f"`{other}`", hint=hint)
+    asked = step.of if stage.takes == "many" else (step.start,) if step.start else None
+    for name in asked or ():
+        if name not in allowed:
+            value = f"{name!r} gives no pipeline folder"
+            raise refuse(place, value, allowed=", ".join(allowed), hint="start from one of these")
+    if asked is not None:
+        return tuple(asked)
+    return tuple(allowed) if stage.takes == "many" else (allowed[-1],)
+
+
+def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path) -> None:
+    needs = [job.name for job in jobs if job.stage.data == "required"]
+    if data is None and needs:
+        hint = "add --data FOLDER"
+        raise refuse("--data", f"not given, and {needs[0]!r} needs pictures", allowed="a folder", hint=hint)
+    if data is not None and not data.is_dir():
+        raise refuse("--data", f"{data} is no folder", allowed="a folder of pictures", hint="check the path")
+    if out.exists() and not out.is_dir():
+        raise refuse("--out", f"{out} is a file", allowed="a folder, new or of an earlier run", hint="name another")
+    if data is not None and out.resolve().is_relative_to(data.resolve()):
+        hint = "the run's own pictures would become data: choose a folder elsewhere"
+        raise refuse("--out", f"{out} lies in the data folder", allowed="a folder outside it", hint=hint)
+
+
+def _of_teacher(teacher: str) -> str:
+    """The fingerprint of a teacher's folder; a hub id or a name stands for itself."""
+    shipped = Path(str(resources.files("decant.scenes") / "teacher"))
+    folder = shipped if teacher == "scenes" else Path(teacher)
+    return _fingerprint(folder) if folder.is_dir() else teacher
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of a pipeline folder. The import is late: it brings diffusers, which reading a recipe does not need."""
+    from decant.models.load import fingerprint
+
+    return fingerprint(folder)
+
+
+def _resolved(recipe: Recipe, jobs: tuple[Job, ...], command: str) -> Recipe:
+    """The recipe with nothing left to default."""
+    steps = []
+    for job, step in zip(jobs, recipe.stages, strict=True):
+        wiring = {"of": job.takes} if job.stage.takes == "many" else {"start": job.takes[0]}
+        steps.append(step.model_copy(update={**wiring, "settings": job.settings.model_dump(mode="json")}))
+    return recipe.model_copy(update={"stages": tuple(steps), "command": command})
+
+
+def _one(job: Job, run: _Run, label: str) -> dict[str, Any]:
+    """Bring one stage to completion, or find it complete."""
+    final = run.out / job.folder
+    request = _request(job, run)
+    old = _read_json(final / "decant.json") if final.is_dir() else None
+    differences = _differences(old, request)
+    reused = old is not None and not differences
+    if reused:
+        run.talk(f"{label}: finished before, reused")
+        seconds = float(old.get("seconds", 0.0)) if old else 0.0
+    else:
+        if final.exists():
+            run.talk(f"{label}: made again, since {differences}")
+        seconds = _make(job, run, request, label)
+    shutil.rmtree(run.work / job.folder, ignore_errors=True)
+    if job.stage.gives_pipeline:
+        run.models[job.name] = final
+        run.fingerprints[job.name] = _fingerprint(final)
+    return {"name": job.name, "stage": job.kind, "folder": str(final), "reused": reused, "seconds": seconds}
+
+
+def _request(job: Job, run: _Run) -> dict[str, Any]:
+    """What decides a stage's outcome, as JSON: equal requests give equal folders."""
+    parents = {"teacher": run.teacher, **{name: str(run.models[name]) for name in job.takes}}
+    if job.stage.data != "unused" and run.data is not None:
+        parents["data"] = str(run.data)
+    listed = {name: {"path": path, "fingerprint": run.fingerprints[name]} for name, path in parents.items()}
+    settings = job.settings.model_dump(mode="json")
+    request = {"stage": job.kind, "settings": settings, "seed": run.seed, "takes": list(job.takes)}
+    return json.loads(json.dumps({**request, "parents": listed}))
+
+
+def _differences(old: dict[str, Any] | None, new: dict[str, Any]) -> str:
+    """Why a finished stage does not answer a request, in words; "" where it does."""
+    if old is None:
+        return "its record cannot be read"
+    found = [f"its {key} changed" for key in ("stage", "seed", "takes") if old.get(key) != new[key]]
+    before, after = _mapping(old.get("settings")), new["settings"]
+    for key in sorted({*before, *after}):
+        if before.get(key) != after.get(key):
+            found.append(f"{key} was {before.get(key)!r} and is {after.get(key)!r}")
+    was, now = _prints(_mapping(old.get("parents"))), _prints(new["parents"])
+    found += [f"{name} has changed" for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    return ", ".join(found)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _prints(parents: dict[str, Any]) -> dict[str, Any]:
+    """Only the fingerprints: a run that was moved is still the same run."""
+    return {name: _mapping(parent).get("fingerprint") for name, parent in parents.items()}
+
+
+def _make(job: Job, run: _Run, request: dict[str, Any], label: str) -> float:
+    """Run a stage into a temporary folder, complete its record, and put it in place. Returns its seconds."""
+    work, temporary = run.work / job.folder, run.work / f"{job.folder}.tmp"
+    _prepare_work(work, request, lambda line: run.talk(f"{label}: {line}"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    run.talk(f"{label}: {job.kind} of {', '.join(job.takes)}")
+    models = {name: run.models[name] for name in job.takes}
+    inputs = Inputs(run.teacher, models, run.data, run.seed, work / "partial", run.talk)
+    start = time.monotonic()
+    try:
+        result = job.stage.run(job.settings, inputs, temporary)
+        seconds = round(time.monotonic() - start, 3)
+        record = _record(job, run, request, seconds)
+        base = {**_mapping(_read_json(temporary / "decant.json")), **result}
+        _write_whole(temporary / "decant.json", json.dumps({**base, **record}, indent=1, allow_nan=False))
+        _put(temporary, run.out / job.folder, run.work / f"{job.folder}.old")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    run.talk(f"{label}: done in {seconds:.1f} s")
+    return seconds
+
+
+def _prepare_work(work: Path, request: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The folder of partial work, emptied unless it was begun for this very request."""
+    if work.exists():
+        before = _read_json(work / "request.json")
+        differences = _differences(before, request)
+        if not differences:
+            say("goes on from its partial work")
+            return
+        say(f"its partial work is dropped, since {differences}")
+        shutil.rmtree(work)
+    (work / "partial").mkdir(parents=True)
+    _write_whole(work / "request.json", json.dumps(request))
+
+
+def _record(job: Job, run: _Run, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The runner's part of ``decant.json``; the rest is what the stage returned."""
+    versions = {"python": platform.python_version(), **_versions()}
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    told = {"name": job.name, "seconds": seconds, "versions": versions, "command": run.command, "made": made}
+    return {**request, **told}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _put(temporary: Path, final: Path, old: Path) -> None:
+    """Rename a complete folder into place. Between the two renames the stage is absent, never half there."""
+    for file in temporary.rglob("*"):
+        _sync(file)
+    _sync(temporary)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Let nothing be renamed that the disk does not hold yet."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, out: Path) -> Iterator[None]:
+    """Two runs in one folder would overwrite each other: the second is refused. Ends with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            value = f"{out} is in use by another run"
+            hint = "wait for it, or name another folder"
+            raise refuse("--out", value, allowed="one run at a time in a folder", hint=hint) from None
+        yield

@@ -1,0 +1,327 @@
+"""Distil a student from its teacher on captioned pictures."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from pydantic import Field
+
+from decant.data.batch import Batch
+from decant.data.folder import Captioned, read_folder, split
+from decant.data.latents import Latents, encode_all
+from decant.data.order import stream
+from decant.errors import refuse
+from decant.methods.kd import KD, Knobs
+from decant.models.device import Device, pick
+from decant.models.families.sd1 import SD1
+from decant.models.generate import generate
+from decant.models.load import load, save, with_unet
+from decant.stages.interrupt import asked_to_stop
+from decant.stages.output_error import output_error
+from decant.stages.pictures import save_strip
+from decant.stages.progress import progress
+from decant.stages.record import figures_of, inherited, read_record, surgery_map_of
+from decant.stages.stage import Inputs, Settings, Stage
+from decant.train.loop import Step, loop
+from decant.train.optimizers import LRSchedule
+from decant.train.state import Precision, RunSettings, TrainState
+
+
+class Distill(Settings):
+    """How to distil. Weights of terms, optimiser, data; defaults are BK-SDM's own where it states one."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    accumulation: int = Field(1, ge=1)
+    size: int | None = Field(None, ge=8, description="pixels; None: the network's own")
+    task: float = Field(1.0, ge=0)
+    output: float = Field(1.0, ge=0)
+    feature: float = Field(1.0, ge=0)
+    min_snr_gamma: float | None = Field(None, gt=0)
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    teacher_guidance_scale: float | None = Field(None, gt=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    schedule: LRSchedule = "constant"
+    warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip: float | None = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    precision: Precision = "no"
+    gradient_checkpointing: bool = False
+    device: Device = "auto"
+    held_out: float = Field(0.1, gt=0, lt=1, description="part of the pictures kept for the proof")
+    held_out_most: int = Field(64, ge=1, description="at most so many of them are measured")
+    max_skipped: float = Field(0.1, ge=0, le=1)
+    checkpoint_every: int = Field(500, ge=1)
+    sample_every: int | None = Field(None, ge=1)
+    sample_steps: int = Field(25, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb", "aim", "mlflow"], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Players:
+    """The three things a run is made of, opened."""
+
+    teacher: StableDiffusionPipeline
+    student: UNet2DConditionModel
+    family: SD1
+
+
+def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Train the student in ``inputs.source`` towards ``inputs.teacher``; writes the student's pipeline folder.
+
+    Goes on from the newest checkpoint in ``inputs.work``. The output error on held-out pictures is measured before
+    and after.
+    """
+    assert inputs.data is not None
+    captioned = read_folder(inputs.data, settings.max_skipped)
+    for skipped in captioned.skipped:
+        inputs.talk(f"skipped {skipped.name}: {skipped.reason}")
+    train_part, held_part = split(captioned, settings.held_out, inputs.seed)
+    players = _open(settings, inputs)
+    device = pick(settings.device)
+    train, held = _encode(players, settings, inputs, device, train_part, _first(held_part, settings.held_out_most))
+    proof = _Proof(players, held, inputs.seed, device)
+    before = proof.measure(players.student)
+    method = _method(settings, inputs, players)
+    state = TrainState.start(
+        method, _run_settings(settings, inputs), device=settings.device, trackers=settings.trackers, folder=inputs.work,
+        extra={"batch_size": settings.batch_size, "accumulation": settings.accumulation, "pictures": train.n},
+    )  # fmt: skip
+    curve = _train(method, train, state, settings, inputs, players)
+    _finish(state, players)
+    after = proof.measure(players.student)
+    inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
+    save(with_unet(players.teacher, players.student), out)
+    return {
+        **_record(settings, inputs, captioned, train.n, held.n),
+        "figures": figures_of(players.student),
+        "held_out": {"n": held.n, "output_error_before": before, "output_error_after": after},
+        "training": curve,
+    }
+
+
+def _open(settings: Distill, inputs: Inputs) -> _Players:
+    teacher = load(inputs.teacher)
+    student = load(inputs.source).unet
+    for name in ("in_channels", "out_channels", "cross_attention_dim"):
+        own, theirs = student.config[name], teacher.unet.config[name]
+        if own != theirs:
+            raise refuse(
+                f"student {inputs.source}: {name}",
+                own,
+                allowed=f"{theirs}, as the teacher's",
+                hint="cut the student from this teacher",
+            )
+    if settings.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    return _Players(teacher, student, SD1.of(teacher))
+
+
+def _method(settings: Distill, inputs: Inputs, players: _Players) -> KD:
+    known = surgery_map_of(inputs.source)
+    if settings.feature and known is None:
+        raise refuse(
+            f"student {inputs.source}",
+            "no surgery map in its decant.json",
+            allowed="a student that decant cut",
+            hint="`decant prune` writes the map that pairs layers; or set feature=0",
+        )
+    knobs = Knobs(
+        task=settings.task,
+        output=settings.output,
+        feature=settings.feature,
+        min_snr_gamma=settings.min_snr_gamma,
+        caption_dropout=settings.caption_dropout,
+        guidance_scale=settings.teacher_guidance_scale,
+        ema=settings.ema,
+    )
+    return KD.of(players.family, players.student, players.teacher.unet, known.features if known else {}, knobs)
+
+
+def _run_settings(settings: Distill, inputs: Inputs) -> RunSettings:
+    return RunSettings(
+        steps=settings.steps,
+        seed=inputs.seed,
+        lr=settings.learning_rate,
+        schedule=settings.schedule,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+        precision=settings.precision,
+    )
+
+
+def _first(captioned: Captioned, most: int) -> Captioned:
+    return Captioned(captioned.files[:most], captioned.captions[:most], (), captioned.folder)
+
+
+def _encode(
+    players: _Players,
+    settings: Distill,
+    inputs: Inputs,
+    device: torch.device,
+    train: Captioned,
+    held: Captioned,
+) -> tuple[Latents, Latents]:
+    """Both parts as latents and text embeddings; VAE and text encoder then leave the device."""
+    teacher, family = players.teacher, players.family
+    size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
+    _check_size(size, teacher)
+    teacher.vae.to(device)
+    teacher.text_encoder.to(device)
+    encoded = []
+    for name, part in (("training", train), ("held-out", held)):
+        with progress(f"encoding {name} pictures", len(part.files), inputs.talk) as tick:
+            encoded.append(
+                encode_all(
+                    part,
+                    size,
+                    family.encode,
+                    family.condition,
+                    family.null,
+                    progress=lambda n, _, t=tick: t(n, ""),
+                )
+            )
+    teacher.vae.to("cpu")
+    teacher.text_encoder.to("cpu")
+    return encoded[0], encoded[1]
+
+
+def _check_size(size: int, pipeline: StableDiffusionPipeline) -> None:
+    smallest = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config["block_out_channels"]) - 1)
+    if size % smallest:
+        raise refuse(
+            "distill.size",
+            size,
+            allowed=f"a multiple of {smallest}",
+            hint="the UNet halves the latent at every level",
+        )
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """The output error to the teacher on pictures that training never sees."""
+
+    players: _Players
+    held: Latents
+    seed: int
+    device: torch.device
+
+    def measure(self, student: UNet2DConditionModel) -> float:
+        teacher = self.players.teacher.unet.to(self.device)
+        return output_error(self.players.family, student.to(self.device), teacher, self.held, self.seed).mean
+
+
+def _train(
+    method: KD, data: Latents, state: TrainState, settings: Distill, inputs: Inputs, players: _Players
+) -> list[dict[str, Any]]:
+    def batches(step: int) -> list[Batch]:
+        first = step * settings.accumulation
+        numbers = range(first, first + settings.accumulation)
+        return [data.batch(stream(inputs.seed, number, settings.batch_size, data.n)) for number in numbers]
+
+    if state.resume(inputs.work):
+        inputs.talk(f"goes on from the checkpoint of step {state.step}")
+    log = _Curve(inputs.work / "losses.jsonl", state.step, settings.steps)
+    with progress("distilling", settings.steps, inputs.talk) as tick, log:
+        for step in _guarded(loop(method, batches, state), state, inputs):
+            log.add(step)
+            tick(step.step, f"loss {step.total:.4f}  {step.images_per_second:.1f} pictures/s")
+            if step.step % settings.checkpoint_every == 0 and step.step < settings.steps:
+                state.save(inputs.work)
+            if settings.sample_every and step.step % settings.sample_every == 0:
+                _sample(step.step, state, settings, inputs, players)
+    return log.thinned()
+
+
+def _guarded(steps: Iterator[Step], state: TrainState, inputs: Inputs) -> Iterator[Step]:
+    """Ctrl-C and SIGTERM wait for the end of the update, then save: half an update could not be resumed."""
+    with asked_to_stop() as stop:
+        for step in steps:
+            yield step
+            if stop.asked:
+                state.save(inputs.work)
+                inputs.talk(f"stopped at step {state.step} and saved: the same command goes on from there")
+                raise KeyboardInterrupt
+
+
+def _finish(state: TrainState, players: _Players) -> None:
+    """Leave the student with the weights to ship: the average where one was kept."""
+    if "student" in state.ema:
+        state.ema["student"].copy_to(state.players["student"].module)
+    module = state.players["student"].module
+    if hasattr(module, "close"):
+        module.close()
+    players.student.requires_grad_(False).eval()
+
+
+def _sample(step: int, state: TrainState, settings: Distill, inputs: Inputs, players: _Players) -> None:
+    """A strip of the student's pictures, with the averaged weights where an average is kept."""
+    from contextlib import nullcontext
+
+    average = state.ema.get("student")
+    shown = average.applied(state.players["student"].module) if average else nullcontext()
+    captions = _shown_captions(inputs)
+    pipeline = with_unet(players.teacher, players.student)
+    with shown, torch.no_grad():
+        players.student.eval()
+        pipeline.vae.to(players.student.device)
+        pipeline.text_encoder.to(players.student.device)
+        pictures = list(generate(pipeline, captions, range(len(captions)), steps=settings.sample_steps))
+        players.student.train()
+    save_strip(pictures, inputs.work / "samples" / f"step-{step:06d}.png")
+
+
+def _shown_captions(inputs: Inputs) -> list[str]:
+    assert inputs.data is not None
+    return list(dict.fromkeys(read_folder(inputs.data, 1.0).captions))[:4]
+
+
+class _Curve:
+    """The losses by step as JSON lines: a resumed run keeps those before it; the report draws them."""
+
+    def __init__(self, path: Path, done: int, steps: int) -> None:
+        self.path, self.every = path, max(1, steps // 200)
+        kept = [line for line in self._lines() if line["step"] <= done]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.sums: dict[str, list[float]] = {}
+
+    def __enter__(self) -> "_Curve":
+        self.file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def add(self, step: Step) -> None:
+        for name, value in step.losses.items():
+            self.sums.setdefault(name, []).append(value)
+        if step.step % self.every == 0:
+            means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+            self.file.write(json.dumps({"step": step.step, "losses": means}) + "\n")
+            self.file.flush()
+            self.sums = {}
+
+    def thinned(self) -> list[dict[str, Any]]:
+        return self._lines()
+
+
+def _record(settings: Distill, inputs: Inputs, captioned: Captioned, used: int, held: int) -> dict[str, Any]:
+    parent = read_record(inputs.source)
+    kept = {key: parent[key] for key in ("family", "student", "surgery_map") if key in parent}
+    skipped = [{"name": item.name, "reason": item.reason} for item in captioned.skipped]
+    data = {"path": str(inputs.data), "used": used, "held_out": held, "skipped": skipped}
+    return {**kept, **inherited(inputs.source), "data": data}
+
+
+STAGE = Stage(settings=Distill, run=run, data="required")

@@ -1,0 +1,55 @@
+"""Progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Tick = Callable[[int, str], None]
+_QUIET_SECONDS = 10.0
+
+
+@contextmanager
+def progress(what: str, total: int, talk: Callable[[str], None]) -> Iterator[Tick]:
+    """Yield ``tick(done, note)``: it moves a bar with the time left on a terminal, and talks now and then elsewhere."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+    else:
+        yield _lines(what, total, talk)
+
+
+def _lines(what: str, total: int, talk: Callable[[str], None]) -> Tick:
+    begin = told = time.monotonic()
+    first: list[int] = []
+
+    def tick(done: int, note: str = "") -> None:
+        nonlocal told
+        first[:] = first or [done]
+        now = time.monotonic()
+        if now - told < _QUIET_SECONDS and done < total:
+            return
+        told = now
+        pace = (now - begin) / max(1, done - first[0] + 1)
+        talk(f"{what} {done}/{total}  {note}  {max(0.0, pace * (total - done)):.0f} s left")
+
+    return tick

@@ -1,0 +1,56 @@
+"""What stages write into and read from the record, ``decant.json``, of a pipeline folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from decant.errors import refuse
+from decant.models.cost import macs, parameters
+from decant.models.surgery.surgery import SurgeryMap
+
+
+def read_record(source: str | Path) -> dict[str, Any]:
+    """The record of a pipeline folder; empty where the folder was not written by decant.
+
+    Raises:
+        UserError: there is a ``decant.json`` and it is not a JSON object.
+    """
+    file = Path(source) / "decant.json"
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise refuse(
+            str(file),
+            f"unreadable: {error}",
+            allowed="the record as decant wrote it",
+            hint="make the stage again",
+        ) from None
+    if not isinstance(record, dict):
+        raise refuse(str(file), type(record).__name__, allowed="a JSON object", hint="make the stage again")
+    return record
+
+
+def inherited(source: str | Path) -> dict[str, Any]:
+    """What a child's record takes over from its parent's: the lineage so far, oldest first."""
+    parent = read_record(source)
+    lineage = list(parent.get("lineage", []))
+    if parent:
+        lineage.append({key: parent[key] for key in ("stage", "name", "settings", "seed", "made") if key in parent})
+    return {"lineage": lineage}
+
+
+def surgery_map_of(source: str | Path) -> SurgeryMap | None:
+    """The map from a student folder to its teacher, where its record holds one."""
+    document = read_record(source).get("surgery_map")
+    return SurgeryMap.from_json(document) if document else None
+
+
+def figures_of(unet: UNet2DConditionModel) -> dict[str, int]:
+    """Parameters and MACs of one forward (batch 1, the network's own size, 77 tokens)."""
+    side = unet.config["sample_size"]
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return {"parameters": parameters(unet), "macs": macs(unet, (unet.config["in_channels"], height, width))}

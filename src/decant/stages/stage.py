@@ -1,0 +1,111 @@
+"""What a stage is to the runner: its settings, what it takes and gives, and one function."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from decant.errors import UserError, nearest, refuse
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Base of every stage's settings: unknown keys are refused, values cannot change after the door."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the runner hands to a stage.
+
+    ``teacher`` is the folder, hub id or name given on the command line. ``models`` are the models this stage
+    works on, in order: one for most stages, many for such as evaluate. ``work`` is a folder for partial work
+    (checkpoints): it outlives a kill and is emptied when the settings or the parents change. ``talk`` takes
+    one line for people.
+    """
+
+    teacher: str
+    models: dict[str, str | Path]
+    data: Path | None
+    seed: int
+    work: Path
+    talk: Callable[[str], None] = _silent
+
+    @property
+    def source(self) -> str | Path:
+        """The one model that a stage with a single input works on."""
+        assert len(self.models) == 1, f"a stage with one input got {list(self.models)}"
+        return next(iter(self.models.values()))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of stage: ``run(settings, inputs, out)`` fills the empty folder ``out``, returns its record.
+
+    ``takes``: one model or many. ``gives_pipeline``: the folder it fills is a pipeline folder, from which
+    later stages may start. ``data``: whether it reads the pictures; only then do other pictures make it run
+    again.
+    """
+
+    settings: type[Settings]
+    run: Callable[[Any, Inputs, Path], dict[str, Any]]
+    takes: Literal["one", "many"] = "one"
+    gives_pipeline: bool = True
+    data: Literal["unused", "optional", "required"] = "unused"
+
+
+def validate(model: type[_Model], values: object, place: str) -> _Model:
+    """Values as ``model``, or a refusal that names the place, what is allowed and the nearest key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, model, place) from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], place: str) -> UserError:
+    """The first of pydantic's complaints in decant's own form."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    where = ".".join([place, *(str(part) for part in first["loc"])])
+    more = f" ({len(problems) - 1} more to mend)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        hint = nearest(str(first["loc"][-1]), known)
+        return refuse(where, f"unknown key{more}", allowed=", ".join(known) or "no keys", hint=hint)
+    if first["type"] == "missing":
+        return refuse(where, f"missing{more}", allowed="this key is required", hint="add it")
+    allowed = first["msg"].removeprefix("Value error, ")
+    return refuse(where, f"{_short(first['input'])}{more}", allowed=allowed, hint="change this value")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at a place inside ``model``: pydantic's location, followed field by field."""
+    for part in loc:
+        field = model.model_fields.get(str(part)) or _by_alias(model, str(part))
+        inner = next(_models_in(field.annotation), None) if field else None
+        model = inner or model
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _by_alias(model: type[BaseModel], alias: str) -> Any:
+    return next((field for field in model.model_fields.values() if field.alias == alias), None)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

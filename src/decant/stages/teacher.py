@@ -1,0 +1,295 @@
+"""Train the scenes teacher from nothing: first the autoencoder, then text encoder and UNet together."""
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from decant.errors import nearest, refuse
+from decant.models.scenes_teacher import (
+    assemble,
+    new_scheduler,
+    new_text_encoder,
+    new_tokenizer,
+    new_unet,
+    new_vae,
+)
+from decant.scenes.captions import caption
+from decant.scenes.render import render
+from decant.scenes.world import Scene, draw_scene
+
+Talk = Callable[[str], None]
+DONE = "part.json"
+
+
+class Part(BaseModel):
+    """One part of the recipe: at most an hour on two cores, from weights to weights."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    kind: Literal["vae", "denoiser"]
+    pictures: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    crop: int = 64
+    l1_weight: float = 0.0
+    compile: bool = False
+
+
+class TeacherRecipe(BaseModel):
+    """The parts in order and the one seed."""
+
+    model_config = ConfigDict(extra="forbid")
+    seed: int
+    parts: list[Part]
+
+
+def read_recipe(path: Path) -> TeacherRecipe:
+    """The recipe in a YAML file."""
+    return TeacherRecipe(**yaml.safe_load(path.read_text()))
+
+
+def training_pictures(n: int) -> Tensor:
+    """The first ``n`` training scenes as uint8 (n, 3, 64, 64)."""
+    drawn = np.stack([render(draw_scene(seed, "train"), seed) for seed in range(n)])
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def one_cycle(optimiser: torch.optim.Optimizer, part: Part) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Cosine up over a twentieth of the steps, cosine down to nothing over the rest."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, part.learning_rate, total_steps=part.steps + 1, pct_start=0.05, div_factor=25
+    )
+
+
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a module's weights."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def random_crops(pictures: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """One crop of ``side`` pixels from each of (B, 3, 64, 64), mirrored half the time."""
+    span = pictures.shape[-1] - side + 1
+    corners = torch.randint(0, span, (len(pictures), 2), generator=generator)
+    cut = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, corners.tolist(), strict=True)])
+    return cut.flip(-1) if torch.rand((), generator=generator) < 0.5 else cut
+
+
+def vae_loss(vae: nn.Module, x: Tensor, noise: Tensor, l1_weight: float) -> tuple[Tensor, Tensor]:
+    """MSE + l1_weight L1 + 5e-5 KL of (B, 3, H, W) in [-1, 1]; also the MSE alone."""
+    posterior = vae.encode(x).latent_dist
+    y = vae.decode(posterior.mean + posterior.std * noise).sample
+    mse = (y - x).square().mean()
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    return mse + l1_weight * (y - x).abs().mean() + 5e-5 * kl, mse.detach()
+
+
+def _pace(part: Part, seed: int) -> Iterator[tuple[int, torch.Generator]]:
+    for step in range(part.steps):
+        yield step, torch.Generator().manual_seed(zlib.crc32(f"{seed} {part.name} {step}".encode()))
+
+
+class _Log:
+    """Progress lines with the time left, and a JSON-lines file of the losses."""
+
+    def __init__(self, part: Part, folder: Path, talk: Talk) -> None:
+        self.part, self.talk, self.begin = part, talk, time.time()
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.file = (folder / "log.jsonl").open("w")
+
+    def step(self, step: int, figures: dict[str, float], every: int = 100) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        if (step + 1) % every and step + 1 != self.part.steps:
+            return
+        means = {name: total / self.count for name, total in self.sums.items()}
+        spent = time.time() - self.begin
+        left = spent / (step + 1) * (self.part.steps - step - 1)
+        self.file.write(
+            json.dumps({"part": self.part.name, "step": step + 1, "seconds": round(spent, 1), **means}) + "\n"
+        )
+        self.file.flush()
+        shown = "  ".join(f"{name} {value:.5f}" for name, value in means.items())
+        self.talk(f"{self.part.name}  {step + 1}/{self.part.steps}  {shown}  {left / 60:.1f} min left")
+        self.sums, self.count = {}, 0
+
+
+def train_vae(part: Part, seed: int, start: Path | None, out: Path, talk: Talk) -> None:
+    """One part of the autoencoder's training; writes ``vae/`` with its ``scaling_factor`` measured."""
+    vae = AutoencoderKL.from_pretrained(start / "vae") if start else new_vae()
+    vae = vae.to(memory_format=torch.channels_last)
+    average = averaged(vae, 0.998)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
+    pictures = training_pictures(part.pictures)
+    for step, generator in _pace(part, seed):
+        chosen = pictures[torch.randint(0, len(pictures), (part.batch_size,), generator=generator)]
+        x = to_unit(random_crops(chosen, part.crop, generator)).to(memory_format=torch.channels_last)
+        side = part.crop // 8
+        loss, mse = vae_loss(vae, x, torch.randn(len(x), 4, side, side, generator=generator), part.l1_weight)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(vae)
+        log.step(step, {"loss": loss.item(), "mse": mse.item()})
+    final = average.module.eval()
+    with torch.no_grad():
+        posterior = final.encode(to_unit(pictures[:512])).latent_dist
+        final.register_to_config(scaling_factor=round(1 / float(posterior.mean.std()), 5))
+        before_after(pictures[:8], final.decode(posterior.mean[:8]).sample, out / "samples.png")
+    final.save_pretrained(out / "vae")
+
+
+def before_after(pictures: Tensor, decoded: Tensor, path: Path) -> None:
+    """Two rows: pictures (uint8), and what the autoencoder returns (in [-1, 1])."""
+    back = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    rows = [torch.cat(list(row), dim=2) for row in (pictures, back)]
+    Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).resize((64 * 8 * 2, 256), 0).save(path)
+
+
+class TextToNoise(nn.Module):
+    """Text encoder and UNet as one module: tokens (B, 77), x_t (B, 4, 8, 8), t (B,) -> epsilon (B, 4, 8, 8)."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, tokens: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        words = self.text_encoder(tokens).last_hidden_state
+        return self.unet(x_t, t, encoder_hidden_states=words).sample
+
+
+@torch.no_grad()
+def encoded(vae: AutoencoderKL, pictures: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
+    """Scaled latent mean and standard deviation of uint8 (n, 3, 64, 64), each (n, 4, 8, 8)."""
+    vae = vae.eval().to(memory_format=torch.channels_last)
+    moments = []
+    for part in pictures.split(chunk):
+        posterior = vae.encode(to_unit(part).to(memory_format=torch.channels_last)).latent_dist
+        moments.append(torch.stack([posterior.mean, posterior.std]) * vae.config.scaling_factor)
+    mean, std = torch.cat(moments, dim=1).contiguous()
+    return mean, std
+
+
+def stratified_timesteps(n: int, total: int, generator: torch.Generator) -> Tensor:
+    """One timestep in each of ``n`` equal strata of [0, total): uniform over all, less variance in a batch."""
+    return ((torch.arange(n) + torch.rand(n, generator=generator)) * total / n).long()
+
+
+def denoiser_loss(
+    net: nn.Module, x_0: Tensor, tokens: Tensor, alphas_cumprod: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Epsilon loss with min-SNR-gamma 5 weights, ``min(SNR, 5) / SNR`` (Hang et al. 2023, eq. 4)."""
+    t = stratified_timesteps(len(x_0), len(alphas_cumprod), generator)
+    noise = torch.randn(x_0.shape, generator=generator)
+    kept = alphas_cumprod[t].view(-1, 1, 1, 1)
+    error = (net(tokens, kept.sqrt() * x_0 + (1 - kept).sqrt() * noise, t) - noise).square().mean(dim=(1, 2, 3))
+    snr = (kept / (1 - kept)).flatten()
+    return (snr.clamp(max=5) / snr * error).mean()
+
+
+def tokens_of(scenes: list[Scene], tokenizer: CLIPTokenizer, dropout: float, generator: torch.Generator) -> Tensor:
+    """Captions in a fresh phrasing each time, some left empty for guidance, as (B, 77) tokens."""
+    seeds = torch.randint(0, 2**31, (len(scenes),), generator=generator).tolist()
+    empty = (torch.rand(len(scenes), generator=generator) < dropout).tolist()
+    texts = ["" if drop else caption(scene, seed) for scene, seed, drop in zip(scenes, seeds, empty, strict=True)]
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def _denoiser(start: Path | None, first: bool) -> tuple[CLIPTokenizer, TextToNoise]:
+    if start is not None and not first:
+        tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
+        text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder")
+        return tokenizer, TextToNoise(text_encoder, UNet2DConditionModel.from_pretrained(start / "unet"))
+    tokenizer = new_tokenizer(caption(draw_scene(seed, "train"), seed) for seed in range(5000))
+    return tokenizer, TextToNoise(new_text_encoder(tokenizer), new_unet())
+
+
+def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) -> None:
+    """One part of text encoder and UNet together; writes a whole ``StableDiffusionPipeline`` folder."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(start / "vae")
+    tokenizer, net = _denoiser(start, first=not (start / "unet").exists())
+    shown = [draw_scene(index, "train") for index in range(part.pictures)]
+    mean, std = encoded(vae, training_pictures(part.pictures))
+    talk(f"{part.name}  {len(mean)} pictures encoded, latent spread {float(mean.std()):.3f}")
+    average = averaged(net, 0.999)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
+    alphas_cumprod = new_scheduler().alphas_cumprod
+    called: Any = torch.compile(net) if part.compile else net
+    for step, generator in _pace(part, seed):
+        chosen = torch.randint(0, len(shown), (part.batch_size,), generator=generator)
+        tokens = tokens_of([shown[index] for index in chosen.tolist()], tokenizer, 0.1, generator)
+        x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
+        loss = denoiser_loss(called, x_0, tokens, alphas_cumprod, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(net)
+        log.step(step, {"loss": loss.item()})
+        if (step + 1) % 1000 == 0 or step + 1 == part.steps:
+            final = average.module.eval()
+            assemble(final.unet, vae, final.text_encoder, tokenizer).save_pretrained(out)
+            talk(f"{part.name}  weights of step {step + 1} written")
+
+
+def train_teacher(out: Path, recipe_file: Path | None, only: Sequence[str], talk: Talk) -> Path:
+    """Train the parts of a recipe into ``out/<part>/``; finished parts are kept. Gives the last part's folder.
+
+    Raises:
+        UserError: the recipe or a part's name is not known, or a part needs one that is not there.
+    """
+    recipe = read_recipe(recipe_file or Path(str(resources.files("decant.scenes") / "teacher.yaml")))
+    names = [part.name for part in recipe.parts]
+    for name in only:
+        if name not in names:
+            raise refuse("--parts", name, allowed=", ".join(names), hint=nearest(name, names))
+    start: Path | None = None
+    for part in recipe.parts:
+        folder = out / part.name
+        if not (folder / DONE).is_file() and (not only or part.name in only):
+            _train_part(part, recipe.seed, start, folder, talk)
+        start = folder
+    assert start is not None
+    return start
+
+
+def _train_part(part: Part, seed: int, start: Path | None, folder: Path, talk: Talk) -> None:
+    if start is not None and not (start / DONE).is_file():
+        raise refuse("--parts", part.name, allowed=f"after {start.name} is finished", hint="train the parts in order")
+    folder.mkdir(parents=True, exist_ok=True)
+    begin = time.time()
+    match part.kind:
+        case "vae":
+            train_vae(part, seed, start, folder, talk)
+        case "denoiser":
+            assert start is not None
+            train_denoiser(part, seed, start, folder, talk)
+    figures = {"part": part.model_dump(), "minutes": round((time.time() - begin) / 60, 1)}
+    (folder / DONE).write_text(json.dumps(figures))

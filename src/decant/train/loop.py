@@ -1,0 +1,185 @@
+"""The training loop: terms become steps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from decant.data.batch import Batch
+from decant.errors import UserError, refuse
+from decant.losses.term import Term
+from decant.maths.seeds import seed_of
+from decant.train.draw import Draw
+from decant.train.method import Method
+from decant.train.state import TrainState
+
+Batches = Callable[[int], Sequence[Batch]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update, already made.
+
+    step: updates made so far by all players, this one included. losses: term -> its unweighted mean over the
+    samples. total: the weighted sum that was descended. grad_norm: before clipping. seconds: of the whole
+    update, data included.
+    """
+
+    player: str
+    step: int
+    losses: dict[str, float]
+    total: float
+    grad_norm: float
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+def loop(method: Method, batches: Batches, state: TrainState) -> Iterator[Step]:
+    """Train from ``state`` to its run's end, yielding every step after its update.
+
+    ``batches(step)`` gives the micro-batches of update ``step``, counted from 0: several are accumulated into
+    one update that equals that of the one big batch. Between two steps the caller may save, sample, or stop
+    for good. Raises UserError, before the update, in the step in which a loss or a gradient is not finite.
+    """
+    student = next(iter(method.players))
+    while state.updates[student] < state.run.steps:
+        step = _update(method, batches, state)
+        if state.accelerator.trackers:
+            losses = {f"loss/{name}": value for name, value in step.losses.items()}
+            values = {"total": step.total, "grad_norm": step.grad_norm, f"lr/{step.player}": step.lr}
+            state.accelerator.log(losses | values, step=step.step)
+        yield step
+    for tracker in state.accelerator.trackers:
+        tracker.finish()
+
+
+def _update(method: Method, batches: Batches, state: TrainState) -> Step:
+    started, number = perf_counter(), state.step
+    player = method.turn(number)
+    micro = batches(number)
+    assert micro, f"no batch at step {number}"
+    own = torch.tensor(sum(len(batch.samples) for batch in micro))
+    tally = _Tally(own, int(_over_ranks(state, own)))
+    state.focus(player)
+    for index, batch in enumerate(micro):
+        with _ranks_apart(state, player, index + 1 < len(micro)):
+            terms = _terms(method, state, player, batch)
+            _check_losses(terms, number)
+            _backward(terms, state, player, tally)
+    grad_norm = _clip(method, state, player, micro)
+    losses, total = tally.means(state)
+    lr = state.advance(player)
+    seconds = perf_counter() - started
+    return Step(player, state.step, losses, total, grad_norm, lr, seconds, tally.images / seconds)
+
+
+@dataclass
+class _Tally:
+    """Sums over this rank's micro-batches: ``own`` samples of the update's ``images`` on all ranks."""
+
+    own: Tensor
+    images: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    weighted: float | Tensor = 0.0
+
+    def add(self, terms: Sequence[Term], weighted: Tensor) -> None:
+        for term in terms:
+            self.sums[term.name] = self.sums.get(term.name, 0.0) + term.value.detach().sum()
+            self.counts[term.name] = self.counts.get(term.name, 0) + len(term.value)
+        self.weighted = self.weighted + weighted.detach()
+
+    def means(self, state: TrainState) -> tuple[dict[str, float], float]:
+        assert isinstance(self.weighted, Tensor)
+        sums = torch.stack([*self.sums.values(), self.weighted])
+        counts = torch.stack([*map(torch.tensor, self.counts.values()), self.own])
+        *means, total = (_over_ranks(state, sums) / _over_ranks(state, counts).to(sums)).tolist()
+        return dict(zip(self.sums, means, strict=True)), total
+
+
+def _terms(method: Method, state: TrainState, player: str, batch: Batch) -> Sequence[Term]:
+    draw = Draw(state.run.seed, state.step, batch.samples)
+    with _seeded(draw, state.accelerator.device), state.accelerator.autocast():
+        terms = method.terms(player, state.nets, batch.to(state.accelerator.device), draw, state.step)
+    names = [term.name for term in terms]
+    assert names and len(names) == len(set(names)), f"terms have names of their own, not {names}"
+    assert all(len(term.value) == len(batch.samples) for term in terms), "a term has one value per sample"
+    return terms
+
+
+@contextmanager
+def _seeded(draw: Draw, device: torch.device) -> Iterator[None]:
+    """Dropout inside a network draws from torch's global generator: here it too depends on the step alone."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed_of(draw.seed, draw.step, draw.samples[0], "network"))
+        yield
+
+
+def _backward(terms: Sequence[Term], state: TrainState, player: str, tally: _Tally) -> None:
+    weighted = torch.stack([term.weighted.sum() for term in terms]).sum()
+    assert weighted.requires_grad, f"no term reaches a parameter of {player}"
+    tally.add(terms, weighted)
+    # Ranks are averaged, samples are not: so that any split of a batch gives the gradient of the whole.
+    state.accelerator.backward(weighted * (state.accelerator.num_processes / tally.images))
+
+
+def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch]) -> float:
+    """Clip the gradient and give its norm before that."""
+    parameters = list(state.parameters[player].values())
+    largest = inf if state.run.clip is None else state.run.clip
+    norm = float(state.accelerator.clip_grad_norm_(parameters, largest))
+    scaler = state.accelerator.scaler
+    # With fp16 an overflow is the scaler's business, until its scale has shrunk to where only a NaN can be
+    # the cause.
+    if not isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
+        raise _diverged(f"gradient of {_blame(method, state, player, micro)}", state.step)
+    return norm
+
+
+def _blame(method: Method, state: TrainState, player: str, micro: Sequence[Batch]) -> str:
+    """The first term whose own gradient is not finite; draws repeat, so one can look again."""
+    parameters = state.parameters[player].values()
+    for batch in micro:
+        terms = _terms(method, state, player, batch)
+        for term in terms:
+            for parameter in parameters:
+                parameter.grad = None
+            if not term.weighted.requires_grad:
+                continue
+            term.weighted.sum().backward(retain_graph=True)
+            if any(p.grad is not None and not p.grad.isfinite().all() for p in parameters):
+                return f"loss/{term.name}"
+    return "the sum of all terms"
+
+
+def _check_losses(terms: Sequence[Term], number: int) -> None:
+    finite = torch.stack([(term.weighted + term.value).isfinite().all() for term in terms]).tolist()
+    for term, fine in zip(terms, finite, strict=True):
+        if not fine:
+            raise _diverged(f"loss/{term.name}", number)
+
+
+def _diverged(what: str, number: int) -> UserError:
+    return refuse(
+        f"step {number + 1}: {what}",
+        "not finite",
+        allowed="finite numbers; the update was not made",
+        hint="lower the learning rate or lengthen the warm-up; with fp16, try bf16",
+    )
+
+
+def _ranks_apart(state: TrainState, player: str, more: bool) -> AbstractContextManager[object]:
+    """Ranks exchange gradients only after the last micro-batch."""
+    return state.accelerator.no_sync(state.nets[player]) if more else nullcontext()
+
+
+def _over_ranks(state: TrainState, tensor: Tensor) -> Tensor:
+    if state.accelerator.num_processes == 1:
+        return tensor
+    return state.accelerator.reduce(tensor.to(state.accelerator.device), reduction="sum")

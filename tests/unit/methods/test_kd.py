@@ -1,0 +1,248 @@
+"""Knowledge distillation between real, tiny UNets: what every term is, and whom it trains."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from decant.data.batch import Batch
+from decant.errors import UserError
+from decant.losses.term import Term
+from decant.maths.prediction import Prediction
+from decant.maths.schedules import variance_preserving
+from decant.methods.kd import KD, Knobs
+from decant.models.families.sd1 import SD1
+from decant.models.taps import Tapped, tap
+from decant.train.draw import Draw
+from decant.train.loop import loop
+from decant.train.state import RunSettings, TrainState
+
+PAIRS = {f"{side}_blocks.{level}": f"{side}_blocks.{level}" for side in ("down", "up") for level in range(4)}
+DRAW = Draw(3, 5, (11, 12, 40))
+ALL = Knobs(task=1.0, output=1.0, feature=1.0)
+NAMES = ["task", "output", *(f"feature/{name}" for name in PAIRS)]
+
+
+def scheduler(prediction: Prediction = "epsilon") -> DDPMScheduler:
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction)
+
+
+def family(prediction: Prediction = "epsilon") -> SD1:
+    """The shipped adapter; with cached conditions and latents it needs neither text encoder nor VAE."""
+    parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": None}
+    return SD1(prediction, variance_preserving(scheduler(prediction).alphas_cumprod), **parts)
+
+
+def unet(layers: int, seed: int) -> UNet2DConditionModel:
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=layers,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    )
+
+
+def batch() -> Batch:
+    made = torch.Generator().manual_seed(0)
+    mean, tokens, empty = (torch.randn(3, *s, generator=made) for s in ((4, 8, 8), (7, 16), (7, 16)))
+    names = ("encoder_hidden_states",)
+    return Batch(DRAW.samples, mean, torch.rand(3, 4, 8, 8), dict.fromkeys(names, tokens), dict.fromkeys(names, empty))
+
+
+def kd(knobs: Knobs = ALL, prediction: Prediction = "epsilon") -> KD:
+    return KD.of(family(prediction), unet(1, 0), unet(2, 1), PAIRS, knobs)
+
+
+def nets(method: KD) -> dict[str, nn.Module]:
+    """The networks as they come: the method itself must keep gradients from the teacher."""
+    for net in method.frozen.values():
+        net.eval()
+    return {"student": method.players["student"].module.train(), **method.frozen}
+
+
+def terms(method: KD, given: Batch) -> dict[str, Term]:
+    return {term.name: term for term in method.terms("student", nets(method), given, DRAW, 5)}
+
+
+def plain(net: nn.Module) -> nn.Module:
+    return net.close() if isinstance(net, Tapped) else net
+
+
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_term_alone_trains_the_student_and_never_the_teacher(checkpointing: bool) -> None:
+    method = kd()
+    student, teacher = method.players["student"].module, method.frozen["teacher"]
+    if checkpointing:
+        plain_student = student.module
+        assert isinstance(plain_student, UNet2DConditionModel)
+        plain_student.enable_gradient_checkpointing()
+    found = terms(method, batch())
+    assert list(found) == NAMES
+    for name, term in found.items():
+        student.zero_grad()
+        term.weighted.sum().backward(retain_graph=True)
+        reached = gradients(student)
+        block = name.removeprefix("feature/") if "/" in name else "conv_out"
+        assert any(key.startswith(f"module.{block}") for key in reached), f"{name} does not reach {block}"
+        assert "module.conv_in.weight" in reached
+        assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    kept: list[dict[str, Tensor]] = []
+    for checkpointing in (False, True):
+        method, given = kd(), batch()
+        module = method.players["student"].module.module
+        assert isinstance(module, UNet2DConditionModel)
+        if checkpointing:
+            module.enable_gradient_checkpointing()
+        given = replace(given, std=torch.ones_like(given.std))
+        torch.stack([term.weighted.sum() for term in terms(method, given).values()]).sum().backward()
+        kept.append(gradients(module))
+    torch.testing.assert_close(kept[0], kept[1])
+
+
+def drawn(given: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """x_0, noise and t as the method must have drawn them."""
+    x_0 = given.mean + given.std * DRAW.normal("latent", (4, 8, 8))
+    return x_0, DRAW.normal("noise", (4, 8, 8)), (DRAW.uniform("timestep") * 1000).long()
+
+
+def each(a: Tensor, b: Tensor) -> Tensor:
+    return torch.stack([mse_loss(x, y) for x, y in zip(a, b, strict=True)])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_terms_are_those_of_a_loop_written_with_diffusers(prediction: Prediction) -> None:
+    method, given = kd(prediction=prediction), batch()
+    found = {name: term.value.detach() for name, term in terms(method, given).items()}
+    student, teacher = plain(method.players["student"].module), plain(method.frozen["teacher"])
+    x_0, noise, t = drawn(given)
+    theirs = scheduler(prediction)
+    goals = {"epsilon": noise, "sample": x_0, "v_prediction": theirs.get_velocity(x_0, noise, t)}
+    x_t, tokens = theirs.add_noise(x_0, noise, t), given.condition["encoder_hidden_states"]
+    with torch.no_grad():
+        answer, taught = student(x_t, t, tokens).sample, teacher(x_t, t, tokens).sample
+    torch.testing.assert_close(found["task"], each(answer, goals[prediction]))
+    torch.testing.assert_close(found["output"], each(answer, taught))
+
+
+def test_features_are_the_outputs_of_the_named_blocks() -> None:
+    method, given = kd(), batch()
+    found = terms(method, given)["feature/up_blocks.1"].value.detach()
+    x_0, noise, t = drawn(given)
+    seen: list[Tensor] = []
+    for net in (plain(method.players["student"].module), plain(method.frozen["teacher"])):
+        handle = net.get_submodule("up_blocks.1").register_forward_hook(lambda _m, _i, out: seen.append(out))
+        with torch.no_grad():
+            net(scheduler().add_noise(x_0, noise, t), t, given.condition["encoder_hidden_states"])
+        handle.remove()
+    torch.testing.assert_close(found, each(*seen))
+
+
+def test_a_guided_teacher_changes_the_output_term_alone() -> None:
+    given = batch()
+    plainly, guided = terms(kd(), given), terms(kd(replace(ALL, guidance_scale=7.5)), given)
+    assert [n for n in plainly if not torch.equal(plainly[n].value, guided[n].value)] == ["output"]
+    student, teacher = unet(1, 0), unet(2, 1)
+    x_0, noise, t = drawn(given)
+    x_t = scheduler().add_noise(x_0, noise, t)
+    with torch.no_grad():
+        with_caption = teacher(x_t, t, given.condition["encoder_hidden_states"]).sample
+        without = teacher(x_t, t, given.null["encoder_hidden_states"]).sample
+        answer = student(x_t, t, given.condition["encoder_hidden_states"]).sample
+    expected = each(answer, without + 7.5 * (with_caption - without))
+    torch.testing.assert_close(guided["output"].value.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_outputs_and_not_features(prediction: Prediction) -> None:
+    found = terms(kd(replace(ALL, min_snr_gamma=5.0, output=0.5), prediction), batch())
+    snr = compute_snr(scheduler(), drawn(batch())[2])
+    below = snr if prediction == "epsilon" else snr + 1
+    expected = snr.clamp(max=5) / below
+    torch.testing.assert_close(found["task"].weight, expected)
+    torch.testing.assert_close(found["output"].weight, 0.5 * expected)
+    assert found["feature/down_blocks.0"].weight == 1.0
+
+
+def test_a_dropped_caption_is_the_empty_one_for_student_and_teacher() -> None:
+    given = batch()
+    dropped = terms(kd(replace(ALL, caption_dropout=1.0)), given)
+    empty = terms(kd(), replace(given, condition=given.null))
+    assert all(torch.equal(dropped[name].value, empty[name].value) for name in NAMES)
+    share = DRAW.uniform("dropout")
+    some = terms(kd(replace(ALL, caption_dropout=share.sort().values[1].item())), given)
+    kept, lost = terms(kd(), given), share == share.min()
+    expected = torch.where(lost, dropped["output"].value, kept["output"].value)
+    torch.testing.assert_close(some["output"].value, expected)
+
+
+def calls(module: nn.Module) -> list[int]:
+    counted: list[int] = []
+    module.register_forward_hook(lambda *_: counted.append(1))
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("knobs", "names", "runs"),
+    [
+        (Knobs(1.0, 0.0, 0.0), ["task"], 0),
+        (Knobs(0.0, 1.0, 0.0), ["output"], 1),
+        (Knobs(0.0, 0.0, 1.0), NAMES[2:], 1),
+        (Knobs(1.0, 0.0, 1.0, guidance_scale=7.5), ["task", *NAMES[2:]], 1),
+        (Knobs(0.0, 1.0, 0.0, guidance_scale=7.5), ["output"], 2),
+    ],
+)
+def test_what_no_term_needs_is_not_run(knobs: Knobs, names: list[str], runs: int) -> None:
+    teacher = unet(2, 1)
+    counted = calls(teacher)
+    method = KD.of(family(), unet(1, 0), teacher, PAIRS, knobs)
+    assert list(terms(method, batch())) == names and len(counted) == runs
+    assert isinstance(method.players["student"].module, Tapped) == bool(knobs.feature)
+
+
+def test_networks_tapped_before_are_taken_as_they_are() -> None:
+    student, teacher = tap(unet(1, 0), list(PAIRS)), tap(unet(2, 1), list(PAIRS.values()))
+    method = KD.of(family(), student, teacher, PAIRS)
+    assert method.players["student"].module is student and method.frozen["teacher"] is teacher
+    assert list(terms(method, batch())) == NAMES
+
+
+def test_a_pair_that_is_not_in_the_network_is_refused() -> None:
+    with pytest.raises(UserError, match=r"down_blocks\.9"):
+        KD.of(family(), unet(1, 0), unet(2, 1), {"down_blocks.9": "down_blocks.3"})
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_student_learns_and_the_teacher_does_not(precision: Any) -> None:
+    method = kd(replace(ALL, ema=0.9))
+    teacher, student = plain_weights(method.frozen["teacher"]), method.players["student"].module
+    before = plain_weights(student)
+    state = TrainState.start(method, RunSettings(steps=8, lr=2e-3, precision=precision), device="cpu")
+    given = batch()
+    steps = list(loop(method, lambda step: [given], state))
+    assert steps[-1].total < steps[0].total and set(steps[0].losses) == set(NAMES)
+    after = plain_weights(student)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    with state.ema["student"].applied(student):
+        assert any(not torch.equal(after[name], plain_weights(student)[name]) for name in after)
+    for name, tensor in plain_weights(method.frozen["teacher"]).items():
+        assert torch.equal(tensor.float(), teacher[name].to(tensor.dtype).float())
+
+
+def plain_weights(net: nn.Module) -> Mapping[str, Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
