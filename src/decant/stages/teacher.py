@@ -240,12 +240,13 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
     optimiser = torch.optim.AdamW(net.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
     schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
     alphas_cumprod = new_scheduler().alphas_cumprod
-    called: Any = torch.compile(net) if part.compile else net
+    if part.compile:
+        net.unet.compile()
     for step, generator in _pace(part, seed):
         chosen = torch.randint(0, len(shown), (part.batch_size,), generator=generator)
         tokens = tokens_of([shown[index] for index in chosen.tolist()], tokenizer, 0.1, generator)
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
-        loss = denoiser_loss(called, x_0, tokens, alphas_cumprod, generator)
+        loss = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
