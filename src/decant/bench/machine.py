@@ -9,7 +9,7 @@ import torch
 
 def machine() -> dict[str, str | int]:
     """Processor, cores, memory, accelerator and platform, for beside every figure."""
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     name = torch.cuda.get_device_name() if accelerator is not None and accelerator.type == "cuda" else accelerator
     return {
         "processor": _processor(),

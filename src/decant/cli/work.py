@@ -73,14 +73,15 @@ def preview_prune(teacher: str, student: str) -> dict[str, Any]:
     from decant.models.surgery.surgery import skeleton
     from decant.stages.prune import preview
 
-    if student not in get_args(Student):
-        known = get_args(Student)
+    known: tuple[Student, ...] = get_args(Student)
+    chosen = next((name for name in known if name == student), None)
+    if chosen is None:
         raise refuse("--student", student, allowed=", ".join(known), hint=nearest(student, known))
     config = unet_config(teacher)
     return {
         "teacher": teacher,
         "student": student,
-        **preview(bk(config, skeleton(config).state_dict(), student)),
+        **preview(bk(config, skeleton(config).state_dict(), chosen)),
     }
 
 

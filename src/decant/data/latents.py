@@ -14,7 +14,7 @@ from decant.errors import refuse
 EncodePictures = Callable[[Tensor], tuple[Tensor, Tensor]]
 EncodeCaptions = Callable[[Sequence[str]], dict[str, Tensor]]
 Null = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def encode_all(
 
     Chunks are fixed by index, so the floats depend on the data and ``chunk`` alone. ``encode_pictures`` maps
     ``(B, 3, size, size)`` in [-1, 1] to scaled latent mean and standard deviation ``(B, C, h, w)``;
-    ``progress(done, all)`` counts pictures. Raises ``UserError`` where the encoder gives numbers that are
+    ``progress(done)`` counts pictures. Raises ``UserError`` where the encoder gives numbers that are
     not finite.
     """
     assert captioned.files and chunk >= 1, "nothing to encode"
@@ -85,7 +85,7 @@ def _encode_pictures(
         means.append(mean.cpu())
         stds.append(std.cpu())
         if progress is not None:
-            progress(start + len(part), len(files))
+            progress(start + len(part))
     return torch.cat(means), torch.cat(stds)
 
 

@@ -28,8 +28,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion, without continuity correction.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
-    It keeps within [0, 1] and near its stated coverage at 0 and n successes, where the usual interval has no
-    width.
+    It keeps within [0, 1] and near its stated coverage at 0 and n successes, where the usual interval has no width.
 
     Raises:
         UserError: when n < 1, the successes are not among 0..n, or the confidence is not between 0 and 1.

@@ -15,7 +15,7 @@ def pick(device: Device) -> torch.device:
     Raises:
         UserError: this machine has no such device.
     """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     here = accelerator.type if accelerator else "cpu"
     if device not in ("auto", "cpu", here):
         raise refuse(

@@ -130,6 +130,8 @@ def _check(prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> Non
             allowed="one seed for each prompt",
             hint="repeat a prompt to draw it with several seeds",
         )
+    if not all(-(2**63) <= seed < 2**64 for seed in seeds):
+        raise refuse("seeds", list(seeds), allowed="integers of 64 bits", hint="0, 1, 2 will do")
     if batch_size < 1:
         raise refuse("batch_size", batch_size, allowed="1 or more", hint="less memory is used by smaller batches")
 

@@ -1,5 +1,4 @@
-"""The one loader: a pipeline folder, a hub id or `scenes` becomes a Stable Diffusion pipeline, or one clear
-refusal.
+"""The one loader: a pipeline folder, a hub id or `scenes` becomes a pipeline, or one clear refusal.
 
 Everything that a user can get wrong is looked at before any weight is read. Weights are safetensors; a pickle
 is opened only when asked for by name, and then only as weights.
@@ -59,8 +58,8 @@ def load(
     """Open a Stable Diffusion 1.x or 2.x pipeline, on the CPU and without a safety checker.
 
     Args:
-        source: a pipeline folder (nothing is fetched then), a hub id `owner/name`, or `scenes`, the shipped
-        teacher. dtype: of all weights.
+        source: a pipeline folder (nothing is fetched then), a hub id `owner/name`, or `scenes`, the shipped teacher.
+        dtype: of all weights.
         allow_pickle: also read `.bin` weights, as weights alone; nothing in them is executed.
 
     Raises:

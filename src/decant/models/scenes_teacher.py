@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -59,7 +62,7 @@ def new_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     vocabulary = {symbol: index for index, symbol in enumerate([*dict.fromkeys(symbols), START, END])}
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         unk_token=END,
         bos_token=START,
         eos_token=END,
@@ -109,7 +112,8 @@ def assemble(
     unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline:
     """The pipeline of these parts, as plain diffusers opens it; there is no safety checker."""
-    return StableDiffusionPipeline(
+    kind: Any = StableDiffusionPipeline  # its annotations forbid what it documents: no safety checker
+    return kind(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,

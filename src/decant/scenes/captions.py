@@ -74,7 +74,7 @@ def parse(text: str) -> Scene:
         UserError: the text does not state one or two things, their relation and the background.
     """
     spoken = text.strip().lower()
-    things = tuple(Thing(shape, colour, size) for size, colour, shape in _THING.findall(spoken))  # type: ignore[arg-type]
+    things = tuple(Thing(shape, colour, size) for size, colour, shape in _THING.findall(spoken))
     relations = _RELATION.findall(spoken)
     grounds = [next(filter(None, groups)) for groups in _BACKGROUND.findall(spoken)]
     if len(things) not in (1, 2) or len(relations) != len(things) - 1 or len(grounds) != 1:

@@ -1,8 +1,8 @@
 """Read a picture back into what it shows, by classical image processing, and score it against its caption.
 
 Background from the border, things as connected regions of what differs from it, colour from each region's core,
-shape and size by fitting every shape's soft mask to the region's. Nothing is learned, so nothing can be fooled by what a network
-finds easy.
+shape and size by fitting every shape's soft mask to the region's. Nothing is learned, so nothing can share a
+network's blind spots.
 """
 
 from collections.abc import Mapping, Sequence

@@ -104,8 +104,8 @@ def _place(scene: Scene, random: np.random.Generator) -> list[tuple[float, float
 
 
 @lru_cache(maxsize=64)
-def _colour(name: str) -> Array:
-    table: dict[str, tuple[int, int, int]] = {**COLOUR_RGB, **BACKGROUND_RGB}
+def _colour(name: Colour | Background) -> Array:
+    table = dict(COLOUR_RGB.items() | BACKGROUND_RGB.items())
     return np.asarray(table[name], dtype=np.float64)
 
 

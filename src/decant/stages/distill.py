@@ -10,6 +10,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from pydantic import Field
+from torch import nn
 
 from decant.data.batch import Batch
 from decant.data.folder import Captioned, read_folder, split
@@ -21,6 +22,7 @@ from decant.models.device import Device, pick
 from decant.models.families.sd1 import SD1
 from decant.models.generate import generate
 from decant.models.load import load, save, with_unet
+from decant.models.taps import Tapped
 from decant.stages.interrupt import asked_to_stop
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_strip
@@ -94,7 +96,9 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
         extra={"batch_size": settings.batch_size, "accumulation": settings.accumulation, "pictures": train.n},
     )  # fmt: skip
     curve = _train(method, train, state, settings, inputs, players)
-    _finish(state, players)
+    _finish(method, state)
+    if settings.precision != "no":  # the trainer has cast the teacher
+        players.teacher.register_modules(unet=load(inputs.teacher).unet)
     after = proof.measure(players.student)
     inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
     save(with_unet(players.teacher, players.student), out)
@@ -178,16 +182,8 @@ def _encode(
     encoded = []
     for name, part in (("training", train), ("held-out", held)):
         with progress(f"encoding {name} pictures", len(part.files), inputs.talk) as tick:
-            encoded.append(
-                encode_all(
-                    part,
-                    size,
-                    family.encode,
-                    family.condition,
-                    family.null,
-                    progress=lambda n, _, t=tick: t(n, ""),
-                )
-            )
+            encoders = (family.encode, family.condition, family.null)
+            encoded.append(encode_all(part, size, *encoders, progress=tick))
     teacher.vae.to("cpu")
     teacher.text_encoder.to("cpu")
     return encoded[0], encoded[1]
@@ -213,9 +209,11 @@ class _Proof:
     seed: int
     device: torch.device
 
-    def measure(self, student: UNet2DConditionModel) -> float:
-        teacher = self.players.teacher.unet.to(self.device)
-        return output_error(self.players.family, student.to(self.device), teacher, self.held, self.seed).mean
+    def measure(self, student: nn.Module) -> float:
+        teacher: nn.Module = self.players.teacher.unet
+        teacher.to(self.device)
+        student.to(self.device)
+        return output_error(self.players.family, student, teacher, self.held, self.seed).mean
 
 
 def _train(
@@ -251,14 +249,15 @@ def _guarded(steps: Iterator[Step], state: TrainState, inputs: Inputs) -> Iterat
                 raise KeyboardInterrupt
 
 
-def _finish(state: TrainState, players: _Players) -> None:
-    """Leave the student with the weights to ship: the average where one was kept."""
+def _finish(method: KD, state: TrainState) -> None:
+    """Leave the student with the weights to ship, the average where one was kept, and both networks without taps."""
+    student = method.players["student"].module
     if "student" in state.ema:
-        state.ema["student"].copy_to(state.players["student"].module)
-    module = state.players["student"].module
-    if hasattr(module, "close"):
-        module.close()
-    players.student.requires_grad_(False).eval()
+        state.ema["student"].copy_to(student)
+    student.requires_grad_(False).eval()
+    for module in (student, *method.frozen.values()):
+        if isinstance(module, Tapped):
+            module.close()
 
 
 def _sample(step: int, state: TrainState, settings: Distill, inputs: Inputs, players: _Players) -> None:
@@ -318,7 +317,7 @@ class _Curve:
 
 def _record(settings: Distill, inputs: Inputs, captioned: Captioned, used: int, held: int) -> dict[str, Any]:
     parent = read_record(inputs.source)
-    kept = {key: parent[key] for key in ("family", "student", "surgery_map") if key in parent}
+    kept: dict[str, Any] = {key: parent[key] for key in ("family", "student", "surgery_map") if key in parent}
     skipped = [{"name": item.name, "reason": item.reason} for item in captioned.skipped]
     data = {"path": str(inputs.data), "used": used, "held_out": held, "skipped": skipped}
     return {**kept, **inherited(inputs.source), "data": data}

@@ -28,7 +28,7 @@ from decant.scenes.checker import ATTRIBUTES, Reading, Score, read, score
 from decant.scenes.folder import captions_of
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_picture
-from decant.stages.progress import Tick, progress
+from decant.stages.progress import progress
 from decant.stages.record import figures_of, read_record
 from decant.stages.stage import Inputs, Settings, Stage
 
@@ -82,9 +82,8 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     with progress("drawing pictures", len(models) * len(ask.captions), inputs.talk) as tick:
         for number, (name, source) in enumerate(models.items()):
             pipeline = load(source).to(device)
-            pictures = _draw(
-                pipeline, ask, settings, name, lambda n, note, k=number: tick(k * len(ask.captions) + n, note)
-            )
+            pictures = _draw(pipeline, ask, settings)
+            tick((number + 1) * len(ask.captions), name)
             teacher_pictures = teacher_pictures or pictures
             scores = _scores(ask, pictures, teacher_pictures)
             if proof:
@@ -134,8 +133,7 @@ def _is_scene(caption: str) -> bool:
     return True
 
 
-def _draw(pipeline: StableDiffusionPipeline, ask: _Ask, settings: Evaluate, name: str, tick: Tick) -> list[Picture]:
-    pictures = []
+def _draw(pipeline: StableDiffusionPipeline, ask: _Ask, settings: Evaluate) -> list[Picture]:
     drawn = generate(
         pipeline,
         ask.captions,
@@ -146,10 +144,7 @@ def _draw(pipeline: StableDiffusionPipeline, ask: _Ask, settings: Evaluate, name
         batch_size=settings.batch_size,
         size=settings.size,
     )
-    for picture in drawn:
-        pictures.append(picture)
-        tick(len(pictures), name)
-    return pictures
+    return list(drawn)
 
 
 def _scores(ask: _Ask, pictures: Sequence[Picture], teachers: Sequence[Picture]) -> dict[str, dict[str, Any]]:

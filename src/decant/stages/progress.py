@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,7 +16,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Tick = Callable[[int, str], None]
+
+class Tick(Protocol):
+    """Say how much is done; the note stands beside it."""
+
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
 _QUIET_SECONDS = 10.0
 
 
@@ -33,7 +40,11 @@ def progress(what: str, total: int, talk: Callable[[str], None]) -> Iterator[Tic
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def tick(done: int, note: str = "") -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield tick
     else:
         yield _lines(what, total, talk)
 

@@ -98,6 +98,7 @@ def test_velocity_networks_draw_too(make_pipeline: Callable[..., StableDiffusion
 REFUSED: dict[str, tuple[list[str], list[int], dict[str, Any], str]] = {
     "no prompts": ([], [], {}, "at least one"),
     "a seed too few": (["a", "b"], [1], {}, "1 seeds for 2 prompts"),
+    "a seed too big": (["a"], [2**64], {}, "64 bits"),
     "no steps": (["a"], [1], {"steps": 0}, "steps: 0"),
     "more steps than timesteps": (["a"], [1], {"steps": 1001}, "1 to 1000"),
     "more steps than LCM has": (["a"], [1], {"steps": 51, "sampler": "lcm"}, "1 to 50"),

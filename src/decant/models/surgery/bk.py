@@ -2,8 +2,7 @@
 
 Kim et al., "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", arXiv 2305.15798.
 The paper cuts two layers per block to one; here any number is cut to one: a down block keeps its first pair,
-an up block its first and its last (the last resnet alone takes the skip of the level above, so no other one
-fits).
+an up block its first and its last (the last resnet alone takes the skip of the level above, so no other fits).
 """
 
 import inspect
@@ -32,12 +31,10 @@ def bk(config: Mapping[str, Any], weights: Mapping[str, Tensor], student: Studen
     Args:
         config: the teacher's diffusers config; keys that it leaves out take diffusers' defaults.
         weights: the teacher's state dict. Tensors on the meta device give a student on the meta device.
-        student: `bk-base` keeps the mid block, `bk-small` drops it, `bk-tiny` drops the innermost level as
-        well.
+        student: `bk-base` keeps the mid block, `bk-small` drops it, `bk-tiny` drops the innermost level too.
 
     Raises:
-        UserError: for a UNet of another layout or one already cut, and for weights that are not of the
-        config.
+        UserError: for a UNet of another layout or one already cut, and for weights of another config.
     """
     if student not in get_args(Student):
         raise refuse(

@@ -1,0 +1,30 @@
+# On a machine with only Python: `make quickstart` or `make test` alone sets everything up in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+
+.PHONY: install quickstart test lint format
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+quickstart: install
+	$(RUN)/decant quickstart --out runs/quickstart
+
+test: install
+	$(RUN)/python -m pytest
+
+lint: install
+	$(RUN)/ruff format --check src tests examples
+	$(RUN)/ruff check src tests examples
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+format: install
+	$(RUN)/ruff format src tests examples
+	$(RUN)/ruff check --fix src tests examples
