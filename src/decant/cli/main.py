@@ -204,7 +204,7 @@ def evaluate(
 
 
 @app.command
-def generate(
+def generate(  # noqa: PLR0913 (the options of a picture)
     model: str,
     *,
     prompt: Annotated[list[str], Parameter(consume_multiple=True, negative="")],

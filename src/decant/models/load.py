@@ -90,6 +90,14 @@ def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     _forget_places(folder)
 
 
+def cast(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> StableDiffusionPipeline:
+    """The same pipeline, its networks brought to the CPU and to a dtype in place."""
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            nn.Module.to(component, device="cpu", dtype=dtype)
+    return pipeline
+
+
 def with_unet(pipeline: StableDiffusionPipeline, unet: nn.Module) -> StableDiffusionPipeline:
     """The same pipeline around another UNet; all other components are shared, not copied."""
     return StableDiffusionPipeline(**{**pipeline.components, "unet": unet}, requires_safety_checker=False)
@@ -453,3 +461,17 @@ def _contiguous(component: Any) -> Any:
 def _file_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def stored_dtype(source: str | Path) -> torch.dtype:
+    """The dtype that a model's UNet is stored in: what is made from it is stored alike.
+
+    Raises:
+        UserError: as `load`.
+    """
+    where = folder_of(source) / "unet"
+    for variant in (None, "fp16"):
+        for file in _safetensors(where, "diffusion_pytorch_model", variant):
+            with safe_open(file, framework="pt") as weights:
+                return weights.get_tensor(next(iter(weights.keys()))).dtype
+    return torch.float32

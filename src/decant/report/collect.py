@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from decant.errors import refuse
+import yaml
 
-VERSION = 1
+from decant import __version__
+from decant.errors import refuse
 
 
 def collect(run: Path) -> Path:
@@ -55,8 +56,10 @@ def _report(run: Path, last: Path, records: dict[Path, dict[str, Any]]) -> dict[
     named = {record["name"]: record for record in records.values() if "name" in record}
     trained = {name: record["training"] for name, record in named.items() if record.get("training")}
     data = next((record["data"] for record in named.values() if record.get("data")), None)
+    title = _title(run)
     return {
-        "version": VERSION,
+        "version": __version__,
+        **({"title": title} if title else {}),
         "command": evaluation.get("command", ""),
         "machine": evaluation.get("machine", {}),
         "versions": evaluation.get("versions", {}),
@@ -67,6 +70,14 @@ def _report(run: Path, last: Path, records: dict[Path, dict[str, Any]]) -> dict[
         "training": trained,
         "held_out": {name: record["held_out"] for name, record in named.items() if "held_out" in record},
     }
+
+
+def _title(run: Path) -> str | None:
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        return None
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return str(recipe["name"]) if isinstance(recipe, dict) and recipe.get("name") else None
 
 
 def _row(row: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from decant.methods.kd import KD, Knobs
 from decant.models.device import Device, pick
 from decant.models.families.sd1 import SD1
 from decant.models.generate import generate
-from decant.models.load import load, save, with_unet
+from decant.models.load import cast, load, save, stored_dtype, with_unet
 from decant.models.taps import Tapped
 from decant.stages.interrupt import asked_to_stop
 from decant.stages.output_error import output_error
@@ -99,9 +99,11 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     _finish(method, state)
     if settings.precision != "no":  # the trainer has cast the teacher
         players.teacher.register_modules(unet=load(inputs.teacher).unet)
+    stored = stored_dtype(inputs.teacher)
+    nn.Module.to(players.student, dtype=stored).float()  # so that what is measured is what is stored
     after = proof.measure(players.student)
     inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
-    save(with_unet(players.teacher, players.student), out)
+    save(cast(with_unet(players.teacher, players.student), stored), out)
     return {
         **_record(settings, inputs, captioned, train.n, held.n),
         "figures": figures_of(players.student),

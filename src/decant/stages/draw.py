@@ -11,7 +11,7 @@ from decant.stages.pictures import save_picture
 from decant.stages.record import figures_of, read_record
 
 
-def draw_to(
+def draw_to(  # noqa: PLR0913 (the options of a picture)
     model: str,
     prompts: Sequence[str],
     steps: Sequence[int],

@@ -85,9 +85,7 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
             pictures = _draw(pipeline, ask, settings)
             tick((number + 1) * len(ask.captions), name)
             teacher_pictures = teacher_pictures or pictures
-            scores = _scores(ask, pictures, teacher_pictures)
-            if proof:
-                scores |= proof.scores(pipeline)
+            scores = {**(proof.scores(pipeline) if proof else {}), **_scores(ask, pictures, teacher_pictures)}
             entries.append(_entry(name, source, pipeline, models, settings, scores, ask))
             _show(rows, name, pictures, ask, out)
             inputs.talk(f"{name}: {_told(scores)}")

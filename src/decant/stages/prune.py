@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.models.cost import macs, parameters
-from decant.models.load import load, save, with_unet
+from decant.models.load import cast, load, save, stored_dtype, with_unet
 from decant.models.surgery.bk import Student, bk
 from decant.models.surgery.surgery import Surgery, build
 from decant.stages.record import figures_of, inherited
@@ -23,7 +23,7 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
     before = parameters(pipeline.unet)
     surgery = bk(dict(pipeline.unet.config), pipeline.unet.state_dict(), settings.student)
     unet = build(surgery)
-    save(with_unet(pipeline, unet), out)
+    save(cast(with_unet(pipeline, unet), stored_dtype(inputs.source)), out)
     after = parameters(unet)
     inputs.talk(f"{settings.student}: {before:,} -> {after:,} parameters")
     return {

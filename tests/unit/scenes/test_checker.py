@@ -39,7 +39,7 @@ def _changed_thing(thing: Thing, attribute: str, random: np.random.Generator) ->
     return replace(thing, **{attribute: _other(getattr(thing, attribute), values, random)})
 
 
-def _with_one_wrong(scene: Scene, attribute: str, seed: int) -> Scene | None:
+def _with_one_wrong(scene: Scene, attribute: str, seed: int) -> Scene | None:  # noqa: PLR0911
     """The scene with exactly this attribute changed, or None where it has no such attribute."""
     random = np.random.default_rng(seed)
     things = list(scene.things)

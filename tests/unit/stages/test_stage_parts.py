@@ -1,0 +1,117 @@
+"""Parts of the stages that can be tested by themselves."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from decant.data.latents import Latents
+from decant.errors import UserError
+from decant.maths.schedules import scaled_linear
+from decant.metrics.interval import bootstrap_mean
+from decant.models.device import pick
+from decant.report.collect import collect
+from decant.scenes.checker import read
+from decant.scenes.render import render
+from decant.scenes.world import scenes
+from decant.stages.evaluate import _same
+from decant.stages.interrupt import asked_to_stop
+from decant.stages.output_error import output_error
+from decant.stages.stage import Settings, validate
+
+
+class _Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class _Plain:
+    """A family whose networks see x_t alone."""
+
+    prediction = "epsilon"
+    schedule = scaled_linear(0.00085, 0.012, 1000)
+
+    def corrupt(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule.at(t, x_0.ndim)
+        return alpha * x_0 + sigma * noise
+
+    def denoise(self, net: nn.Module, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
+        return net(x_t)
+
+
+def _latents(n: int) -> Latents:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(n, 4, 8, 8, generator=generator)
+    words = {"encoder_hidden_states": torch.zeros(1, 2, 3)}
+    return Latents(mean, torch.full_like(mean, 0.1), torch.zeros(n, dtype=torch.long), words, words)
+
+
+def test_output_error_is_the_squared_difference() -> None:
+    """Networks a x and b x differ by (a - b)^2 E[x^2]: the ratio of two errors is known exactly."""
+    data = _latents(12)
+    far = output_error(_Plain(), _Scaled(3.0), _Scaled(1.0), data, seed=0)
+    near = output_error(_Plain(), _Scaled(2.0), _Scaled(1.0), data, seed=0)
+    assert torch.allclose(far.by_picture, 4 * near.by_picture, rtol=1e-4)
+    assert output_error(_Plain(), _Scaled(1.0), _Scaled(1.0), data, seed=0).mean == 0
+
+
+def test_output_error_does_not_depend_on_the_batch() -> None:
+    data = _latents(10)
+    ones = output_error(_Plain(), _Scaled(2.0), _Scaled(1.0), data, seed=0, batch_size=1)
+    all_at_once = output_error(_Plain(), _Scaled(2.0), _Scaled(1.0), data, seed=0, batch_size=64)
+    assert torch.allclose(ones.by_picture, all_at_once.by_picture, atol=1e-6)
+
+
+def test_same_scene_in_two_pictures() -> None:
+    drawn = [(scene, seed) for seed, scene in scenes(20, "train", first_seed=77)]
+    for (scene, seed), (other, other_seed) in zip(drawn, drawn[1:], strict=False):
+        assert _same(read(render(scene, seed)), read(render(scene, seed)))
+        assert not _same(read(render(scene, seed)), read(render(other, other_seed)))
+
+
+def test_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    held = [
+        interval.low <= 1.0 <= interval.high
+        for interval in (bootstrap_mean(random.exponential(1.0, 60).tolist(), resamples=400) for _ in range(200))
+    ]
+    assert 0.85 <= np.mean(held) <= 0.99
+
+
+def test_a_signal_is_noted_and_the_second_acts() -> None:
+    with asked_to_stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert pick("cpu") == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="hint:"):
+            pick("cuda")
+
+
+def test_a_run_without_evaluation_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="evaluat"):
+        collect(tmp_path)
+
+
+def test_settings_refuse_unknown_keys() -> None:
+    class Some(Settings):
+        steps: int = 1
+
+    with pytest.raises(UserError, match="steps"):
+        validate(Some, {"stepz": 2}, "some")
