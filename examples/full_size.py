@@ -2,7 +2,7 @@
 
     python examples/full_size.py WORK [RESULT.json]
 
-Writes a full-size pipeline folder (4.3 GB) and sixteen pictures into WORK, distils BK-SDM Tiny from it for two steps by
+Writes a full-size pipeline folder (4.3 GB) and forty pictures into WORK, distils BK-SDM Tiny from it for two steps by
 the preset, and records the peak memory of that process. Random weights are right for counts, speed and memory only.
 """
 
@@ -53,7 +53,7 @@ def main(work: Path, result: Path | None) -> None:
     if not (teacher / "model_index.json").is_file():
         make_teacher(teacher)
     if not data.is_dir():
-        draw_folder(data, 16, "train")
+        draw_folder(data, 40, "train")
     sets = [word for line in SETTINGS for setting in line.split() for word in ("--set", setting)]
     places = ["--teacher", str(teacher), "--data", str(data), "--out", str(out)]
     begin = time.time()

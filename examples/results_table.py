@@ -43,7 +43,7 @@ def page(report: dict[str, Any]) -> str:
         f"{first['dtype']}, median and range of {first['latency_ms']['picture']['n']} after one warm-up, on "
         f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}.",
         "",
-        "| model | role | parameters | MACs, M | size, MB | scene accuracy, % | agreement with teacher, % | latency, ms |",
+        "| model | role | parameters | MACs, M | size, MB | scene accuracy, % | as the teacher, % | latency, ms |",
         "|---|---|---|---|---|---|---|---|",
         *map(row, report["models"]),
         "",

@@ -91,7 +91,7 @@ print("opened")
 def test_killed_distillation_goes_on_to_the_same_weights(cut: Path, pictures: Path, tmp_path: Path) -> None:
     """SIGKILL at some moment of the training; the same command then ends in the uninterrupted run's bytes."""
     words = ["distill", cut, "--teacher", "scenes", "--data", pictures]
-    for setting in ("steps=12", "batch_size=4", "checkpoint_every=2", "ema=0.9"):
+    for setting in ("steps=12", "batch_size=4", "checkpoint_every=2", "ema=0.9", "sample_every=3", "sample_steps=1"):
         words += ["--set", setting]
     assert decant(*words, "--out", tmp_path / "whole").returncode == 0
     killed, work = tmp_path / "killed", tmp_path / ".killed.work"
@@ -191,3 +191,20 @@ def test_generate_draws_every_prompt_with_every_number_of_steps(tmp_path: Path) 
     files = json.loads(done.stdout)
     assert [file["steps"] for file in files] == [1, 2]
     assert all(Path(file["file"]).is_file() for file in files)
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_part_by_part(tmp_path: Path) -> None:
+    """Three parts of two steps each; a second call keeps what is finished."""
+    part = {"pictures": 24, "steps": 2, "batch_size": 4, "learning_rate": 1e-4}
+    vae = {"name": "1-vae", "kind": "vae", "crop": 32, **part}
+    parts = [vae, {"name": "2-unet", "kind": "denoiser", **part}, {"name": "3-unet", "kind": "denoiser", **part}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"seed": 0, "parts": parts}))
+    words = ["scenes", "train", "--out", tmp_path / "out", "--recipe", tmp_path / "recipe.yaml"]
+    refused(decant(*words, "--parts", "2-unett"), "2-unet")
+    assert decant(*words, "--parts", "1-vae").returncode == 0
+    done = decant(*words)
+    assert done.returncode == 0, done.stderr
+    assert "1-vae" not in done.stderr
+    shown = json.loads(decant("show", tmp_path / "out" / "teacher", "--json").stdout)
+    assert shown["parameters"] == 11_273_924

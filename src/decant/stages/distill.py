@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,11 +68,12 @@ class Distill(Settings):
 
 @dataclass(frozen=True)
 class _Players:
-    """The three things a run is made of, opened."""
+    """What a run is made of, opened, and the captions of its sample pictures."""
 
     teacher: StableDiffusionPipeline
     student: UNet2DConditionModel
     family: SD1
+    captions: tuple[str, ...]
 
 
 def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     for skipped in captioned.skipped:
         inputs.talk(f"skipped {skipped.name}: {skipped.reason}")
     train_part, held_part = split(captioned, settings.held_out, inputs.seed)
-    players = _open(settings, inputs)
+    players = _open(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
     device = pick(settings.device)
     train, held = _encode(players, settings, inputs, device, train_part, _first(held_part, settings.held_out_most))
     proof = _Proof(players, held, inputs.seed, device)
@@ -112,7 +114,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     }
 
 
-def _open(settings: Distill, inputs: Inputs) -> _Players:
+def _open(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -> _Players:
     teacher = load(inputs.teacher)
     student = load(inputs.source).unet
     for name in ("in_channels", "out_channels", "cross_attention_dim"):
@@ -126,7 +128,7 @@ def _open(settings: Distill, inputs: Inputs) -> _Players:
             )
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    return _Players(teacher, student, SD1.of(teacher))
+    return _Players(teacher, student, SD1.of(teacher), captions)
 
 
 def _method(settings: Distill, inputs: Inputs, players: _Players) -> KD:
@@ -264,24 +266,16 @@ def _finish(method: KD, state: TrainState) -> None:
 
 def _sample(step: int, state: TrainState, settings: Distill, inputs: Inputs, players: _Players) -> None:
     """A strip of the student's pictures, with the averaged weights where an average is kept."""
-    from contextlib import nullcontext
-
     average = state.ema.get("student")
     shown = average.applied(state.players["student"].module) if average else nullcontext()
-    captions = _shown_captions(inputs)
     pipeline = with_unet(players.teacher, players.student)
     with shown, torch.no_grad():
         players.student.eval()
         pipeline.vae.to(players.student.device)
         pipeline.text_encoder.to(players.student.device)
-        pictures = list(generate(pipeline, captions, range(len(captions)), steps=settings.sample_steps))
+        pictures = list(generate(pipeline, players.captions, range(len(players.captions)), steps=settings.sample_steps))
         players.student.train()
     save_strip(pictures, inputs.work / "samples" / f"step-{step:06d}.png")
-
-
-def _shown_captions(inputs: Inputs) -> list[str]:
-    assert inputs.data is not None
-    return list(dict.fromkeys(read_folder(inputs.data, 1.0).captions))[:4]
 
 
 class _Curve:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from decant.errors import nearest, refuse
+from decant.models.generate import generate
 from decant.models.load import load, save
 from decant.models.scenes_teacher import (
     assemble,
@@ -31,7 +32,8 @@ from decant.models.scenes_teacher import (
 )
 from decant.scenes.captions import caption
 from decant.scenes.render import render
-from decant.scenes.world import Scene, draw_scene
+from decant.scenes.world import Scene, draw_scene, scenes
+from decant.stages.pictures import save_strip
 
 Talk = Callable[[str], None]
 DONE = "part.json"
@@ -232,11 +234,11 @@ def denoiser_loss(
     return (snr.clamp(max=5) / snr * error).mean()
 
 
-def tokens_of(scenes: list[Scene], tokenizer: CLIPTokenizer, dropout: float, generator: torch.Generator) -> Tensor:
+def tokens_of(shown: list[Scene], tokenizer: CLIPTokenizer, dropout: float, generator: torch.Generator) -> Tensor:
     """Captions in a fresh phrasing each time, some left empty for guidance, as (B, 77) tokens."""
-    seeds = torch.randint(0, 2**31, (len(scenes),), generator=generator).tolist()
-    empty = (torch.rand(len(scenes), generator=generator) < dropout).tolist()
-    texts = ["" if drop else caption(scene, seed) for scene, seed, drop in zip(scenes, seeds, empty, strict=True)]
+    seeds = torch.randint(0, 2**31, (len(shown),), generator=generator).tolist()
+    empty = (torch.rand(len(shown), generator=generator) < dropout).tolist()
+    texts = ["" if drop else caption(scene, seed) for scene, seed, drop in zip(shown, seeds, empty, strict=True)]
     return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
@@ -275,9 +277,13 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
         schedule.step()
         average.update_parameters(net)
         log.step(step, {"loss": loss.item()})
-        if (step + 1) % 1000 == 0 or step + 1 == part.steps:
+        if (step + 1) % 1000 == 0 or step + 1 == (part.stop_at or part.steps):
             final: Any = average.module.eval()
-            assemble(final.unet, vae, final.text_encoder, tokenizer).save_pretrained(out)
+            pipeline = assemble(final.unet, vae, final.text_encoder, tokenizer)
+            pipeline.save_pretrained(out)
+            seeds, captions = zip(*((k, caption(s, k)) for k, s in scenes(8, "train")), strict=True)
+            drawn = generate(pipeline, captions, seeds, guidance_scale=4.0)
+            save_strip(list(drawn), out / "samples" / f"step-{step + 1:05d}.png")
             talk(f"{part.name}  weights of step {step + 1} written")
 
 

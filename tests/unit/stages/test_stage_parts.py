@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_output_error_does_not_depend_on_the_batch() -> None:
 
 def test_same_scene_in_two_pictures() -> None:
     drawn = [(scene, seed) for seed, scene in scenes(20, "train", first_seed=77)]
-    for (scene, seed), (other, other_seed) in zip(drawn, drawn[1:], strict=False):
+    for (scene, seed), (other, other_seed) in pairwise(drawn):
         assert _same(read(render(scene, seed)), read(render(scene, seed)))
         assert not _same(read(render(scene, seed)), read(render(other, other_seed)))
 
