@@ -16,6 +16,9 @@ from decant.scenes.checker import check
 from decant.scenes.folder import captions_of
 from decant.scenes.world import held_out
 
+GUIDANCE = 5.0
+FLOOR = 0.15  # this first version is under-trained (docs/log.md); raise it with the weights
+
 FOLDER = Path(str(resources.files("decant.scenes") / "teacher"))
 
 
@@ -54,7 +57,7 @@ print((picture * 255).round().astype("uint8").tobytes().hex())
 
 @pytest.mark.slow
 def test_it_draws_held_out_scenes() -> None:
-    """A floor, so that a broken file is noticed; the measured figure is in docs/log.md."""
+    """A floor, so that a broken file is noticed; the measured figure is in docs/teacher/evaluation.json."""
     asked = captions_of(64, "held-out", first_seed=2_000_000)
     assert all(held_out(parse(caption)) for _, caption in asked)
     seeds, captions = zip(*asked, strict=True)

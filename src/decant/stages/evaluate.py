@@ -68,12 +68,29 @@ class _Ask:
     data: Captioned | None
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """One model's pictures, and where the captions are scenes what the checker read and made of them."""
+
+    pictures: list[Picture]
+    readings: list[Reading]
+    scores: list[Score]
+
+    @classmethod
+    def of(cls, pictures: list[Picture], ask: _Ask) -> "_Drawn":
+        if not ask.scenes:
+            return cls(pictures, [], [])
+        readings = [read(picture) for picture in pictures]
+        judged = [score(r, parse(c)) for r, c in zip(readings, ask.captions, strict=True)]
+        return cls(pictures, readings, judged)
+
+
 def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Draw, score and time every model in ``inputs.models``, the teacher first; writes pictures and figures."""
     models = {"teacher": inputs.teacher, **{n: p for n, p in inputs.models.items() if n != "teacher"}}
     ask = _ask(settings, inputs)
     device = pick(settings.device)
-    teacher_pictures: list[Picture] = []
+    teacher: _Drawn | None = None
     rows: list[dict[str, Any]] = [
         {"caption": caption, "seed": seed, "models": {}} for caption, seed in zip(ask.captions, ask.seeds, strict=True)
     ][: settings.shown]
@@ -82,12 +99,12 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     with progress("drawing pictures", len(models) * len(ask.captions), inputs.talk) as tick:
         for number, (name, source) in enumerate(models.items()):
             pipeline = load(source).to(device)
-            pictures = _draw(pipeline, ask, settings)
+            drawn = _Drawn.of(_draw(pipeline, ask, settings), ask)
             tick((number + 1) * len(ask.captions), name)
-            teacher_pictures = teacher_pictures or pictures
-            scores = {**(proof.scores(pipeline) if proof else {}), **_scores(ask, pictures, teacher_pictures)}
+            teacher = teacher or drawn
+            scores = {**(proof.scores(pipeline) if proof else {}), **_scores(drawn, teacher)}
             entries.append(_entry(name, source, pipeline, models, settings, scores, ask))
-            _show(rows, name, pictures, ask, out)
+            _show(rows, name, drawn, out)
             inputs.talk(f"{name}: {_told(scores)}")
     _relate(entries)
     return {
@@ -145,24 +162,17 @@ def _draw(pipeline: StableDiffusionPipeline, ask: _Ask, settings: Evaluate) -> l
     return list(drawn)
 
 
-def _scores(ask: _Ask, pictures: Sequence[Picture], teachers: Sequence[Picture]) -> dict[str, dict[str, Any]]:
+def _scores(drawn: _Drawn, teacher: _Drawn) -> dict[str, dict[str, Any]]:
     """Every score of one model's pictures, as ``report.json`` holds them."""
-    distance = [_rms(own, theirs) for own, theirs in zip(pictures, teachers, strict=True)]
+    distance = [_rms(own, theirs) for own, theirs in zip(drawn.pictures, teacher.pictures, strict=True)]
     found = {"distance_to_teacher": _number(bootstrap_mean(distance))}
-    if not ask.scenes:
+    if not drawn.scores:
         return found
-    readings, scores = _read(ask, pictures)
-    own_things, teacher_things = readings, [read(picture) for picture in teachers]
-    agree = [_same(a, b) for a, b in zip(own_things, teacher_things, strict=True)]
-    shares = {"scene_accuracy": [s.exact for s in scores], "agreement_with_teacher": agree}
+    agree = [_same(own, theirs) for own, theirs in zip(drawn.readings, teacher.readings, strict=True)]
+    shares = {"scene_accuracy": [s.exact for s in drawn.scores], "agreement_with_teacher": agree}
     for attribute in ATTRIBUTES:
-        shares[f"scene_accuracy/{attribute}"] = [s.attributes[attribute] for s in scores]
+        shares[f"scene_accuracy/{attribute}"] = [s.attributes[attribute] for s in drawn.scores]
     return {name: wilson(sum(values), len(values)).to_json() for name, values in shares.items()} | found
-
-
-def _read(ask: _Ask, pictures: Sequence[Picture]) -> tuple[list[Reading], list[Score]]:
-    readings = [read(picture) for picture in pictures]
-    return readings, [score(r, parse(c)) for r, c in zip(readings, ask.captions, strict=True)]
 
 
 def _same(a: Reading, b: Reading) -> bool:
@@ -241,7 +251,8 @@ def _role(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | None]
         return "teacher", None
     for other, source in models.items():
         record = read_record(source) if other != "teacher" else {}
-        if record.get("stage") == "distill" and name in record.get("takes", []):
+        start = record.get("parents", {}).get(next(iter(record.get("takes", [])), ""), {}).get("path")
+        if record.get("stage") == "distill" and start and Path(start).resolve() == Path(models[name]).resolve():
             return "control", other
     return "student", None
 
@@ -278,11 +289,11 @@ def _latency(pipeline: StableDiffusionPipeline, ask: _Ask, settings: Evaluate) -
         }
 
 
-def _show(rows: list[dict[str, Any]], name: str, pictures: Sequence[Picture], ask: _Ask, out: Path) -> None:
-    for index, (row, picture) in enumerate(zip(rows, pictures, strict=False)):
+def _show(rows: list[dict[str, Any]], name: str, drawn: _Drawn, out: Path) -> None:
+    for index, row in enumerate(rows):
         file = f"pictures/{name}/{index}.png"
-        save_picture(picture, out / file)
-        result = score(read(picture), parse(ask.captions[index])) if ask.scenes else None
+        save_picture(drawn.pictures[index], out / file)
+        result = drawn.scores[index] if drawn.scores else None
         judged = {"correct": result.exact, "wrong": list(result.wrong)} if result else {"correct": None}
         row["models"][name] = {"file": file, **judged}
 
