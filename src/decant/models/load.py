@@ -87,7 +87,7 @@ def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     whole = StableDiffusionPipeline(**components, requires_safety_checker=False)
     with _quiet():
         whole.save_pretrained(folder, safe_serialization=True)
-    _forget_places(folder)
+    _tidy_configs(folder)
 
 
 def cast(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> StableDiffusionPipeline:
@@ -439,12 +439,19 @@ def _quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def _forget_places(folder: Path) -> None:
-    """Drop the path that diffusers notes in a component's config: it says where a machine keeps its files."""
+def _tidy_configs(folder: Path) -> None:
+    """Make configs say what holds on every machine.
+
+    Diffusers notes the path that a component came from. Transformers notes the stored dtype and, unlike diffusers,
+    opens in it when none is asked for: a text encoder in half precision beside a UNet in single does not run.
+    """
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        tidy = {key: value for key, value in config.items() if key != "_name_or_path"}
+        if "dtype" in tidy:
+            tidy["dtype"] = "float32"
+        if tidy != config:
+            path.write_text(json.dumps(tidy, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _contiguous(component: Any) -> Any:

@@ -176,8 +176,8 @@ def _scores(drawn: _Drawn, teacher: _Drawn) -> dict[str, dict[str, Any]]:
 
 
 def _same(a: Reading, b: Reading) -> bool:
-    """Whether two pictures show the same: background, and things of the same kind within 6 pixels of each other."""
-    if a.background is None or a.background != b.background or a.unclear or b.unclear or len(a.seen) != len(b.seen):
+    """Whether two pictures show the same: a background, things of one kind within 6 pixels, as much that is unclear."""
+    if a.background is None or (a.background, a.unclear, len(a.seen)) != (b.background, b.unclear, len(b.seen)):
         return False
     return all(any(x.thing == y.thing and np.hypot(x.x - y.x, x.y - y.y) < 6 for y in b.seen) for x in a.seen)
 
