@@ -12,11 +12,10 @@ from typing import Any
 def row(model: dict[str, Any]) -> str:
     """One model as a line of the table."""
     accuracy = model["scores"].get("scene_accuracy", {})
-    agreement = model["scores"].get("agreement_with_teacher", {})
     latency = model["latency_ms"]["picture"]
     return (
         f"| {model['name']} | {model['role']} | {model['parameters']:,} | {model['macs'] / 1e6:.1f} "
-        f"| {model['size_mb']:.1f} | {share(accuracy)} | {share(agreement)} "
+        f"| {model['size_mb']:.1f} | {share(accuracy)} "
         f"| {latency['median']:.0f} ({latency['low']:.0f}-{latency['high']:.0f}) |"
     )
 
@@ -43,8 +42,8 @@ def page(report: dict[str, Any]) -> str:
         f"{first['dtype']}, median and range of {first['latency_ms']['picture']['n']} after one warm-up, on "
         f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}.",
         "",
-        "| model | role | parameters | MACs, M | size, MB | scene accuracy, % | as the teacher, % | latency, ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | role | parameters | MACs, M | size, MB | scene accuracy, % | latency, ms |",
+        "|---|---|---|---|---|---|---|",
         *map(row, report["models"]),
         "",
         "Seconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items()) + ".",
