@@ -57,7 +57,7 @@ print((picture * 255).round().astype("uint8").tobytes().hex())
 
 @pytest.mark.slow
 def test_it_draws_held_out_scenes() -> None:
-    """A floor, so that a broken file is noticed; the measured figure is in docs/teacher/evaluation.json."""
+    """A floor, so that a broken file is noticed; the measured figure is in docs/results.md."""
     asked = captions_of(64, "held-out", first_seed=2_000_000)
     assert all(held_out(parse(caption)) for _, caption in asked)
     seeds, captions = zip(*asked, strict=True)
