@@ -1,6 +1,7 @@
 """Scenes as a folder of pictures with ``metadata.jsonl``, as Hugging Face's ImageFolder reads it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,15 +26,18 @@ def draw_folder(
         raise refuse("--n", n, allowed="1 or more", hint="500 is enough to look at, 4000 to train on")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise refuse("--out", f"{out} is not empty", allowed="a new or empty folder", hint="name another")
-    out.mkdir(parents=True, exist_ok=True)
+    drawing = out.with_name(f".{out.name}.drawing")  # whole or not there: a killed drawing is begun again
+    shutil.rmtree(drawing, ignore_errors=True)
+    drawing.mkdir(parents=True)
     lines = []
     for index, (seed, scene) in enumerate(scenes(n, split, first_seed)):
         name = f"{index:06d}.png"
-        Image.fromarray(render(scene, seed)).save(out / name)
+        Image.fromarray(render(scene, seed)).save(drawing / name)
         lines.append(json.dumps({"file_name": name, "text": caption(scene, seed), "scene": asdict(scene)}))
         if progress and (index + 1) % 100 == 0:
             progress(index + 1, n)
-    (out / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    (drawing / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    drawing.replace(out)
     return out
 
 

@@ -1,12 +1,17 @@
 """Scenes, captions and the held-out split."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from decant.errors import UserError
 from decant.models.scenes_teacher import END, new_tokenizer
 from decant.scenes.captions import caption, parse
+from decant.scenes.folder import draw_folder
 from decant.scenes.render import render
 from decant.scenes.world import (
     COLOURS,
@@ -101,3 +106,19 @@ def _tokenizer():  # noqa: ANN202
     if not _KEPT:
         _KEPT.append(new_tokenizer(caption(s, k) for k, s in scenes(2000, "train")))
     return _KEPT[0]
+
+
+def test_a_folder_is_drawn_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A drawing that died leaves no folder behind, and the next one does not stumble over what it left."""
+
+    def die(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_folder(tmp_path / "scenes", 120, "train", progress=die)
+    assert not (tmp_path / "scenes").exists()
+    draw_folder(tmp_path / "scenes", 20, "train")
+    lines = [json.loads(line) for line in (tmp_path / "scenes" / "metadata.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == [f"{index:06d}.png" for index in range(20)]
+    with pytest.raises(UserError, match="not empty"):
+        draw_folder(tmp_path / "scenes", 20, "train")
