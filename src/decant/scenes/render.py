@@ -29,8 +29,9 @@ BACKGROUND_RGB: dict[Background, tuple[int, int, int]] = {
 # Radius in pixels, low and high: drawn uniformly between the two.
 RADIUS_PX: dict[Size, tuple[float, float]] = {"small": (7.2, 8.0), "large": (11.2, 12.0)}
 
-# How far from the middle the two things of a pair stand, and how much each wanders along and across the pair's axis.
-_APART_PX, _ALONG_PX, _ACROSS_PX, _ALONE_PX = 16.0, 2.0, 8.0, 14.0
+# Things stand on a grid as wide as the autoencoder's cells, so that a small network spends its steps on what a thing is
+# and not on where between two cells it lies. The two of a pair stand 16 px from the middle along the pair's axis.
+_GRID_PX, _APART_PX = 8.0, 16.0
 
 
 def _star() -> list[tuple[float, float]]:
@@ -91,13 +92,12 @@ def coverage(shape: Shape, radius_px: float, centre_px: tuple[float, float], sid
 def _place(scene: Scene, random: np.random.Generator) -> list[tuple[float, float]]:
     middle = SIDE / 2
     if scene.relation is None:
-        dx, dy = random.uniform(-_ALONE_PX, _ALONE_PX, 2)
+        dx, dy = _GRID_PX * random.integers(-1, 2, 2)
         return [(middle + dx, middle + dy)]
     places = []
     sign = -1 if scene.relation in ("left of", "above") else 1
     for side in (sign, -sign):
-        along = side * _APART_PX + random.uniform(-_ALONG_PX, _ALONG_PX)
-        across = random.uniform(-_ACROSS_PX, _ACROSS_PX)
+        along, across = side * _APART_PX, _GRID_PX * random.integers(-1, 2)
         dx, dy = (along, across) if scene.relation in ("left of", "right of") else (across, along)
         places.append((middle + dx, middle + dy))
     return places

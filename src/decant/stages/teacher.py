@@ -4,6 +4,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -194,7 +196,7 @@ def before_after(pictures: Tensor, decoded: Tensor, path: Path) -> None:
 
 
 class TextToNoise(nn.Module):
-    """Text encoder and UNet as one module: tokens (B, 77), x_t (B, 4, 8, 8), t (B,) -> epsilon (B, 4, 8, 8)."""
+    """Text encoder and UNet as one module: tokens (B, L), x_t (B, 4, 8, 8), t (B,) -> epsilon (B, 4, 8, 8)."""
 
     def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -234,8 +236,26 @@ def denoiser_loss(
     return (snr.clamp(max=5) / snr * error).mean()
 
 
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Attention in plain products, and float32 products of bfloat16 factors where the CPU has them: 1.4 times the pace.
+
+    Sums stay in float32. The fused CPU attention is made for long sequences; 64 positions of 16 channels are not.
+    """
+    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "bf16"
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
 def tokens_of(shown: list[Scene], tokenizer: CLIPTokenizer, dropout: float, generator: torch.Generator) -> Tensor:
-    """Captions in a fresh phrasing each time, some left empty for guidance, as (B, 77) tokens."""
+    """Captions in a fresh phrasing each time, some left empty for guidance, as (B, L) tokens."""
     seeds = torch.randint(0, 2**31, (len(shown),), generator=generator).tolist()
     empty = (torch.rand(len(shown), generator=generator) < dropout).tolist()
     texts = ["" if drop else caption(scene, seed) for scene, seed, drop in zip(shown, seeds, empty, strict=True)]
@@ -260,18 +280,21 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
     mean, std = encoded(vae, training_pictures(part.pictures))
     talk(f"{part.name}  {len(mean)} pictures encoded, latent spread {float(mean.std()):.3f}")
     average = averaged(net, 0.999)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(
+        net.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
     alphas_cumprod = new_scheduler().alphas_cumprod
     if part.compile:
-        net.unet.compile()
+        net.compile()
     for step, generator in _pace(part, seed):
         chosen = torch.randint(0, len(shown), (part.batch_size,), generator=generator)
         tokens = tokens_of([shown[index] for index in chosen.tolist()], tokenizer, 0.1, generator)
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
-        loss = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
         optimiser.zero_grad()
-        loss.backward()
+        with fast_products():
+            loss = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
+            loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
