@@ -42,6 +42,7 @@ def make_teacher(folder: Path) -> None:
     """SD 1.5 as plain diffusers saves it, weights random."""
     torch.manual_seed(0)
     tokenizer = new_tokenizer(["a picture of a thing"])
+    tokenizer.model_max_length = 77
     text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, eos_token_id=tokenizer.eos_token_id, **TEXT))
     unet = UNet2DConditionModel.from_config(architecture("sd15"))
     assemble(unet, AutoencoderKL(**VAE), text, tokenizer).save_pretrained(folder)

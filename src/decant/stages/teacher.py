@@ -34,7 +34,7 @@ from decant.models.scenes_teacher import (
 )
 from decant.scenes.captions import caption
 from decant.scenes.render import render
-from decant.scenes.world import Scene, draw_scene, scenes
+from decant.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene, scenes
 from decant.stages.pictures import save_strip
 
 Talk = Callable[[str], None]
@@ -72,6 +72,7 @@ class Part(BaseModel):
     crop: int = 64
     l1_weight: float = 0.0
     compile: bool = False
+    read_weight: float = 0.0
     stop_at: int | None = None
 
 
@@ -196,15 +197,15 @@ def before_after(pictures: Tensor, decoded: Tensor, path: Path) -> None:
 
 
 class TextToNoise(nn.Module):
-    """Text encoder and UNet as one module: tokens (B, L), x_t (B, 4, 8, 8), t (B,) -> epsilon (B, 4, 8, 8)."""
+    """Text encoder and UNet as one module: tokens (B, L), x_t (B, 4, 8, 8), t (B,) -> epsilon (B, 4, 8, 8), words."""
 
     def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.text_encoder, self.unet = text_encoder, unet
 
-    def forward(self, tokens: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         words = self.text_encoder(tokens).last_hidden_state
-        return self.unet(x_t, t, encoder_hidden_states=words).sample
+        return self.unet(x_t, t, encoder_hidden_states=words).sample, words
 
 
 @torch.no_grad()
@@ -226,14 +227,50 @@ def stratified_timesteps(n: int, total: int, generator: torch.Generator) -> Tens
 
 def denoiser_loss(
     net: nn.Module, x_0: Tensor, tokens: Tensor, alphas_cumprod: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Epsilon loss with min-SNR-gamma 5 weights, ``min(SNR, 5) / SNR`` (Hang et al. 2023, eq. 4)."""
+) -> tuple[Tensor, Tensor]:
+    """Epsilon loss with min-SNR-gamma 5 weights, ``min(SNR, 5) / SNR`` (Hang et al. 2023, eq. 4); and text states."""
     t = stratified_timesteps(len(x_0), len(alphas_cumprod), generator)
     noise = torch.randn(x_0.shape, generator=generator)
     kept = alphas_cumprod[t].view(-1, 1, 1, 1)
-    error = (net(tokens, kept.sqrt() * x_0 + (1 - kept).sqrt() * noise, t) - noise).square().mean(dim=(1, 2, 3))
+    epsilon, words = net(tokens, kept.sqrt() * x_0 + (1 - kept).sqrt() * noise, t)
+    error = (epsilon - noise).square().mean(dim=(1, 2, 3))
     snr = (kept / (1 - kept)).flatten()
-    return (snr.clamp(max=5) / snr * error).mean()
+    return (snr.clamp(max=5) / snr * error).mean(), words
+
+
+class Reader(nn.Module):
+    """What a caption asks for, read off the text encoder's last states: a head that training drops afterwards.
+
+    Without it the encoder never learned which of two things stands where: "A left of B" and "B left of A" hold the same
+    words, and the gradient through the UNet did not tell them apart in 13,000 steps. The published teachers' encoders
+    could read before their UNets were trained, too.
+    """
+
+    CLASSES = (len(SHAPES), len(COLOURS), len(SIZES)) * 2 + (len(BACKGROUNDS), 3)
+    POSITIONS = 8  # behind the end of every caption, where a causal encoder has seen all of it
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, sum(self.CLASSES))
+
+    @staticmethod
+    def asked(scene: Scene) -> list[int]:
+        """Class numbers of a scene: the left or upper thing, the other (-100 if none), background, arrangement."""
+        told = scene.mirrored() if scene.relation in ("right of", "below") else scene
+        row = []
+        for thing in told.things:
+            row += [SHAPES.index(thing.shape), COLOURS.index(thing.colour), SIZES.index(thing.size)]
+        row += [-100] * (6 - len(row))
+        arrangement = {None: 0, "left of": 1, "above": 2}[told.relation]
+        return [*row, BACKGROUNDS.index(scene.background), arrangement]
+
+    def forward(self, states: Tensor, asked: Tensor) -> Tensor:
+        """Cross-entropy of (B, L, D) states against (B, 8) classes, summed over the classes: a scalar."""
+        answers = self.head(states[:, -self.POSITIONS :]).split(self.CLASSES, dim=-1)
+        wanted = asked.unsqueeze(1).expand(-1, self.POSITIONS, -1)
+        pairs = zip(answers, wanted.unbind(-1), strict=True)
+        losses = [nn.functional.cross_entropy(a.flatten(0, 1), w.flatten()) for a, w in pairs]
+        return torch.stack(losses).sum()
 
 
 @contextmanager
@@ -279,10 +316,11 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
     shown = [draw_scene(index, "train") for index in range(part.pictures)]
     mean, std = encoded(vae, training_pictures(part.pictures))
     talk(f"{part.name}  {len(mean)} pictures encoded, latent spread {float(mean.std()):.3f}")
+    reader = Reader(net.text_encoder.config.hidden_size)
+    asked = torch.tensor([Reader.asked(scene) for scene in shown])
     average = averaged(net, 0.999)
-    optimiser = torch.optim.AdamW(
-        net.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
-    )
+    trained = [*net.parameters(), *reader.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
     alphas_cumprod = new_scheduler().alphas_cumprod
     if part.compile:
@@ -293,13 +331,15 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
         optimiser.zero_grad()
         with fast_products():
-            loss = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
-            loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            loss, words = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
+            said = (tokens[:, 1] != tokens[:, 2]).nonzero()[:, 0]  # an empty caption asks for nothing
+            read = reader(words[said], asked[chosen[said]])
+            (loss + part.read_weight * read).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
         average.update_parameters(net)
-        log.step(step, {"loss": loss.item()})
+        log.step(step, {"loss": loss.item(), "read": read.item()})
         if (step + 1) % 1000 == 0 or step + 1 == (part.stop_at or part.steps):
             final: Any = average.module.eval()
             pipeline = assemble(final.unet, vae, final.text_encoder, tokenizer)
