@@ -279,7 +279,8 @@ def fast_products() -> Iterator[None]:
 
     Sums stay in float32. The fused CPU attention is made for long sequences; 64 positions of 16 channels are not.
     """
-    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    mkldnn: Any = torch.backends.mkldnn  # its stub does not know these two
+    backends = (mkldnn.matmul, mkldnn.conv)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
