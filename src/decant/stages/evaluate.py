@@ -35,6 +35,7 @@ from decant.stages.stage import Inputs, Settings, Stage
 Picture = NDArray[np.uint8]
 # Far from the seeds that training scenes are drawn from; the split itself is by combination.
 HELD_OUT_SEED = 1_000_000
+SCENE = (64, 64, 3)
 
 
 class Evaluate(Settings):
@@ -78,8 +79,8 @@ class _Drawn:
 
     @classmethod
     def of(cls, pictures: list[Picture], ask: _Ask) -> "_Drawn":
-        if not ask.scenes:
-            return cls(pictures, [], [])
+        if not ask.scenes or (ask.data is not None and any(picture.shape != SCENE for picture in pictures)):
+            return cls(pictures, [], [])  # captions of scenes may stand beside pictures of another size
         readings = [read(picture) for picture in pictures]
         judged = [score(r, parse(c)) for r, c in zip(readings, ask.captions, strict=True)]
         return cls(pictures, readings, judged)
