@@ -47,15 +47,20 @@ def batches(step: int) -> Sequence[Batch]:
     return found
 
 
-def work(folder: Path, ready: Connection) -> None:
-    """Train to the end, from the checkpoint in ``folder`` if any; tell ``ready`` before the first update."""
-    torch.set_num_threads(1)
+def method() -> KD:
+    """Every kind of term, and an average."""
     family = SD1("epsilon", scaled_linear(0.00085, 0.012, 1000), None, None, None)
     pairs = {"down_blocks.0": "down_blocks.0", "up_blocks.1": "up_blocks.1"}
     knobs = Knobs(min_snr_gamma=5.0, caption_dropout=0.3, guidance_scale=3.0, ema=0.95)
-    method = KD.of(family, unet(1, 0), unet(2, 1), pairs, knobs)
-    state = TrainState.start(method, RUN, device="cpu")
+    return KD.of(family, unet(1, 0), unet(2, 1), pairs, knobs)
+
+
+def work(folder: Path, ready: Connection) -> None:
+    """Train to the end, from the checkpoint in ``folder`` if any; tell ``ready`` before the first update."""
+    torch.set_num_threads(1)
+    trained = method()
+    state = TrainState.start(trained, RUN, device="cpu")
     state.resume(folder)
     ready.send(state.step)
-    for _ in loop(method, batches, state):
+    for _ in loop(trained, batches, state):
         state.save(folder)

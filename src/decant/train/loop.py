@@ -67,7 +67,7 @@ def _update(method: Method, batches: Batches, state: TrainState) -> Step:
     tally = _Tally(own, int(_over_ranks(state, own)))
     state.focus(player)
     for index, batch in enumerate(micro):
-        with _ranks_apart(state, player, index + 1 < len(micro)):
+        with _ranks_apart(state, player, index + 1 < len(micro)), state.products():
             terms = _terms(method, state, player, batch)
             _check_losses(terms, number)
             _backward(terms, state, player, tally)
@@ -146,13 +146,15 @@ def _blame(method: Method, state: TrainState, player: str, micro: Sequence[Batch
     """The first term whose own gradient is not finite; draws repeat, so one can look again."""
     parameters = state.parameters[player].values()
     for batch in micro:
-        terms = _terms(method, state, player, batch)
+        with state.products():
+            terms = _terms(method, state, player, batch)
         for term in terms:
             for parameter in parameters:
                 parameter.grad = None
             if not term.weighted.requires_grad:
                 continue
-            term.weighted.sum().backward(retain_graph=True)
+            with state.products():
+                term.weighted.sum().backward(retain_graph=True)
             if any(p.grad is not None and not p.grad.isfinite().all() for p in parameters):
                 return f"loss/{term.name}"
     return "the sum of all terms"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 
 from decant.errors import refuse
+from decant.models.pace import check_compiler, compiled, fast_products
 from decant.train import checkpoint
 from decant.train.ema import EMA
 from decant.train.method import Method, Player
@@ -28,7 +30,8 @@ class RunSettings:
 
     steps: updates of the student. lr: the peak, which ``schedule`` and ``warmup`` (in updates) shape. clip:
     the largest gradient norm, None for no clipping. precision: of the forward passes; trained weights stay
-    float32.
+    float32. compile: networks run as torch.compile makes them. fast_products: cheaper products on a CPU (see
+    ``models.pace``).
     """
 
     steps: int
@@ -40,6 +43,8 @@ class RunSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
     precision: Precision = "no"
+    compile: bool = False
+    fast_products: bool = False
 
 
 class TrainState:
@@ -57,6 +62,9 @@ class TrainState:
         self.parameters = {name: _parameters(player) for name, player in self.players.items()}
         self._assert_separate()
         self.nets = _place(method, accelerator, _DTYPES[run.precision])
+        if run.compile:
+            check_compiler(accelerator.device)
+            self.nets = {name: compiled(net) for name, net in self.nets.items()}
         self.optimizers = {name: self._optimizer(trained) for name, trained in self.parameters.items()}
         self.ema = {
             name: EMA(self.parameters[name], player.ema)
@@ -99,6 +107,11 @@ class TrainState:
     def step(self) -> int:
         """Updates made so far by all players together."""
         return sum(self.updates.values())
+
+    def products(self) -> AbstractContextManager[None]:
+        """What forward and backward passes run in."""
+        fast = self.run.fast_products and self.accelerator.device.type == "cpu"
+        return fast_products() if fast else nullcontext()
 
     def focus(self, player: str) -> None:
         """Begin ``player``'s turn: only its parameters require gradients, and it has none yet."""

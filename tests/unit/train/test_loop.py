@@ -15,6 +15,7 @@ from decant.data.order import stream
 from decant.errors import UserError
 from decant.losses.output import mse
 from decant.losses.term import Term
+from decant.models.taps import tap
 from decant.train.draw import Draw
 from decant.train.loop import Step, loop
 from decant.train.method import Player
@@ -391,3 +392,62 @@ def test_a_resume_with_anything_else_is_refused(tmp_path: Path, change: dict[str
     with pytest.raises(UserError, match=named):
         other.resume(tmp_path)
     assert same(before, weights(method.student)) and other.step == 0
+
+
+@dataclass(frozen=True, eq=False)
+class Felt(Imitation):
+    """Imitation of what goes on inside, too: both networks are tapped."""
+
+    def terms(self, player: str, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, step: int) -> Sequence[Term]:
+        x = batch.latents(draw.normal("latent", tuple(batch.mean.shape[1:])))
+        answer, inside = nets["student"](x)
+        taught, teacher_inside = nets["teacher"](x)
+        return [Term("output", mse(answer, taught)), Term("feature", mse(inside["1"], teacher_inside["1"]))]
+
+
+def test_compiled_with_fast_products_trains_the_same_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    run = replace(RUN, compile=True, fast_products=True)
+    torch._dynamo.reset()
+
+    def begin(run: RunSettings) -> tuple[Felt, TrainState]:
+        method = Felt(tap(network(0, dropout=0.3), ["1"]), tap(network(1), ["1"]), ema=0.9)
+        return method, TrainState.start(method, run, device="cpu")
+
+    eager, state = begin(replace(run, compile=False, fast_products=False))
+    eager_steps = list(loop(eager, source((4,)), state))
+    whole, whole_state = begin(run)
+    assert whole_state.nets["student"] is not whole.student and whole_state.nets["teacher"] is not whole.teacher
+    steps = []
+    for step in loop(whole, source((4,)), whole_state):
+        steps.append(step)
+        if step.step == 2:
+            whole_state.save(tmp_path)
+    assert steps[0].losses["feature"] == pytest.approx(eager_steps[0].losses["feature"], rel=2e-2) != 0
+    torch._dynamo.reset()
+    again, resumed = begin(run)
+    assert resumed.resume(tmp_path) and resumed.step == 2
+    rest = list(loop(again, source((4,)), resumed))
+    assert [step.losses for step in rest] == [step.losses for step in steps[2:]]
+    assert same(weights(again.student), weights(whole.student)) and same(moments(resumed), moments(whole_state))
+    torch._dynamo.reset()
+
+
+def test_fast_products_run_with_the_networks_and_end_with_them() -> None:
+    seen = []
+
+    @dataclass(frozen=True, eq=False)
+    class Watched(Imitation):
+        def terms(self, *args: Any) -> Sequence[Term]:
+            seen.append(torch.backends.mkldnn.conv.fp32_precision)
+            return super().terms(*args)
+
+    before = torch.backends.mkldnn.conv.fp32_precision
+    train(Watched(network(0), network(1)), run=replace(RUN, fast_products=True))
+    assert set(seen) == {"bf16"} != {before} and torch.backends.mkldnn.conv.fp32_precision == before
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match="compile"):
+        TrainState.start(imitation(), replace(RUN, compile=True), device="cpu")
