@@ -1,11 +1,11 @@
-"""Intervals for counted scores: one proportion, and the difference of two on the same pictures."""
+"""How sure a figure is: intervals of one share, and of two on the same pictures, subtracted or divided."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from decant.errors import refuse
 
@@ -54,13 +54,7 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], confidence: float = 
     Raises:
         UserError: when the two are empty or not of one length.
     """
-    if len(a) != len(b) or not a:
-        raise refuse(
-            "paired outcomes",
-            f"{len(a)} and {len(b)}",
-            allowed="two lists of one length, not empty",
-            hint="judge both models on the same prompts and seeds",
-        )
+    _check_pairs(a, b)
     n = len(a)
     first, second = wilson(sum(map(bool, a)), n, confidence), wilson(sum(map(bool, b)), n, confidence)
     phi = _correlation(a, b)
@@ -70,6 +64,66 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], confidence: float = 
     return Interval(difference, difference - down, difference + up, n)
 
 
+def paired_ratio(a: Sequence[bool], b: Sequence[bool], confidence: float = 0.95) -> Interval:
+    """Interval of share(a) / share(b), where a[i] and b[i] judge the same picture's prompt and seed.
+
+    Bonett and Price, "Confidence intervals for a ratio of binomial proportions based on paired data", Statistics in
+    Medicine 25 (2006): each share's Wilson limits at a narrower level, one divided by the other. Unlike a bootstrap's,
+    it has width where one model is never right, or always.
+
+    Raises:
+        UserError: when the two are empty or not of one length, or b is never right.
+    """
+    _check_pairs(a, b)
+    both, only_a, only_b, _ = _table(a, b)
+    if both + only_b == 0:
+        raise refuse("paired ratio", "divided by 0", allowed="a divisor that is right at least once", hint="subtract")
+    n, first, second = both + only_a + only_b, both + only_a, both + only_b
+    joint = sqrt((only_a + only_b + 2) / ((first + 1) * (second + 1)))
+    each = [sqrt((1 - (count + 1) / (n + 2)) / (count + 1)) for count in (first, second)]
+    z = _quantile(confidence) * joint / sum(each)
+    (low_a, high_a), (low_b, high_b) = (_score_limits(count, n, z) for count in (first, second))
+    return Interval(first / second, low_a / high_b, high_a / low_b, len(a))
+
+
+def _score_limits(successes: int, n: int, z: float) -> tuple[float, float]:
+    """Wilson's limits of a proportion at ``z`` standard deviations."""
+    middle, scale = 2 * successes + z**2, 2 * (n + z**2)
+    half = z * sqrt(z**2 + 4 * successes * (1 - successes / n))
+    return max(0.0, (middle - half) / scale), (middle + half) / scale
+
+
+def mcnemar_p(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """The chance of pairs that differ this unevenly or more if both are right equally often: exact, two-sided.
+
+    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12 (1947),
+    with the binomial distribution itself.
+
+    Raises:
+        UserError: when the two are empty or not of one length.
+    """
+    _check_pairs(a, b)
+    _, only_a, only_b, _ = _table(a, b)
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def _check_pairs(a: Sequence[bool], b: Sequence[bool]) -> None:
+    if len(a) != len(b) or not a:
+        raise refuse(
+            "paired outcomes",
+            f"{len(a)} and {len(b)}",
+            allowed="two lists of one length, not empty",
+            hint="judge both models on the same prompts and seeds",
+        )
+
+
+def _table(a: Sequence[bool], b: Sequence[bool]) -> tuple[int, int, int, int]:
+    """How many pairs are right in both, only in the first, only in the second, in neither."""
+    both = sum(bool(x) and bool(y) for x, y in zip(a, b, strict=True))
+    only_a, only_b = sum(map(bool, a)) - both, sum(map(bool, b)) - both
+    return both, only_a, only_b, len(a) - both - only_a - only_b
+
+
 def _joined(x: float, y: float, phi: float) -> float:
     return sqrt(max(x**2 - 2 * phi * x * y + y**2, 0.0))
 
@@ -77,10 +131,7 @@ def _joined(x: float, y: float, phi: float) -> float:
 def _correlation(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Newcombe's phi: the pairs' correlation, pulled towards 0 when positive; 0 when a margin is empty."""
     n = len(a)
-    both = sum(bool(x) and bool(y) for x, y in zip(a, b, strict=True))
-    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
-    neither = n - both - only_a - only_b
+    both, only_a, only_b, neither = _table(a, b)
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if margins == 0:
         return 0.0

@@ -64,6 +64,7 @@ def _report(run: Path, last: Path, records: dict[Path, dict[str, Any]]) -> dict[
         "machine": evaluation.get("machine", {}),
         "versions": evaluation.get("versions", {}),
         "models": evaluation["models"],
+        **{key: evaluation[key] for key in ("left_out", "peak_memory_mb") if key in evaluation},
         "seconds": {name: record["seconds"] for name, record in named.items() if "seconds" in record},
         **({"data": data} if data else {}),
         "pictures": [_row(row, prefix) for row in evaluation["pictures"]],

@@ -1,4 +1,6 @@
-"""Wilson's interval against SciPy's, and Newcombe's paired one against its own coverage."""
+"""Wilson's interval against SciPy's; the paired ones against their own coverage, and the chance against coin flips."""
+
+from math import comb
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from decant.errors import UserError
-from decant.metrics.interval import paired_difference, wilson
+from decant.metrics.interval import mcnemar_p, paired_difference, paired_ratio, wilson
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -68,3 +70,57 @@ def test_the_true_difference_is_covered_as_often_as_said(correlation: float) -> 
 def test_unpaired_outcomes_are_refused(a: list[bool], b: list[bool]) -> None:
     with pytest.raises(UserError):
         paired_difference(a, b)
+
+
+# (both right, only the student, only the teacher), as shares; the rest neither.
+TABLES = [(0.85, 0.03, 0.12), (0.6, 0.02, 0.37), (0.0, 0.01, 0.96), (0.95, 0.02, 0.02), (0.3, 0.1, 0.3)]
+
+
+@pytest.mark.parametrize("shares", TABLES)
+def test_the_true_ratio_is_covered_as_often_as_said(shares: tuple[float, float, float]) -> None:
+    """Also where the student is hardly ever right, or the teacher almost always: a bootstrap has no width there."""
+    true = (shares[0] + shares[1]) / (shares[0] + shares[2])
+    rng = np.random.default_rng(7)
+    covered = 0
+    for _ in range(1000):
+        kind = rng.choice(4, 128, p=[*shares, 1 - sum(shares)])
+        interval = paired_ratio(np.isin(kind, [0, 1]).tolist(), np.isin(kind, [0, 2]).tolist())
+        covered += interval.low <= true <= interval.high
+    assert 0.93 <= covered / 1000 <= 0.99
+
+
+def test_the_ratio_agrees_with_a_paired_bootstrap_where_that_works() -> None:
+    rng = np.random.default_rng(3)
+    kind = rng.choice(4, 600, p=[0.6, 0.05, 0.25, 0.1])
+    a, b = np.isin(kind, [0, 1]), np.isin(kind, [0, 2])
+    chosen = rng.integers(0, 600, (4000, 600))
+    low, high = np.quantile(a[chosen].mean(axis=1) / b[chosen].mean(axis=1), [0.025, 0.975])
+    interval = paired_ratio(a.tolist(), b.tolist())
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.01)
+    assert interval.value == pytest.approx(a.mean() / b.mean())
+
+
+@given(pairs)
+def test_a_ratio_holds_its_value_and_its_inverse(outcomes: list[tuple[bool, bool]]) -> None:
+    a, b = zip(*outcomes, strict=True)
+    if not any(b):
+        with pytest.raises(UserError):
+            paired_ratio(a, b)
+        return
+    forth = paired_ratio(a, b)
+    assert 0 <= forth.low <= forth.value <= forth.high
+    if any(a):
+        back = paired_ratio(b, a)
+        assert (forth.low, forth.high) == pytest.approx((1 / back.high, 1 / back.low))
+    else:
+        assert forth.high > 0  # never right in n tries is not surely never right
+
+
+@given(pairs)
+def test_mcnemar_counts_coin_flips(outcomes: list[tuple[bool, bool]]) -> None:
+    """Against the definition: each pair that differs is a fair coin."""
+    a, b = zip(*outcomes, strict=True)
+    heads, flips = sum(x and not y for x, y in outcomes), sum(x != y for x, y in outcomes)
+    far = abs(heads - flips / 2)
+    chance = sum(comb(flips, k) for k in range(flips + 1) if abs(k - flips / 2) >= far) / 2**flips
+    assert mcnemar_p(a, b) == pytest.approx(chance)

@@ -20,9 +20,9 @@ from decant.report.collect import collect
 from decant.scenes.checker import read
 from decant.scenes.render import render
 from decant.scenes.world import scenes
-from decant.stages.evaluate import _same
 from decant.stages.interrupt import asked_to_stop
 from decant.stages.output_error import output_error
+from decant.stages.scoring import same
 from decant.stages.stage import Settings, validate
 
 
@@ -75,8 +75,8 @@ def test_output_error_does_not_depend_on_the_batch() -> None:
 def test_same_scene_in_two_pictures() -> None:
     drawn = [(scene, seed) for seed, scene in scenes(20, "train", first_seed=77)]
     for (scene, seed), (other, other_seed) in pairwise(drawn):
-        assert _same(read(render(scene, seed)), read(render(scene, seed)))
-        assert not _same(read(render(scene, seed)), read(render(other, other_seed)))
+        assert same(read(render(scene, seed)), read(render(scene, seed)))
+        assert not same(read(render(scene, seed)), read(render(other, other_seed)))
 
 
 def test_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
