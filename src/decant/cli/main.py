@@ -60,6 +60,7 @@ def run(
     teacher: str,
     out: Path,
     data: Path | None = None,
+    cache: Path | None = None,
     sets: Sets = (),
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -72,6 +73,7 @@ def run(
     teacher: a pipeline folder, a hub id, or `scenes`.
     out: where the run goes.
     data: a folder of pictures with captions.
+    cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
     dry_run: print the resolved recipe and run nothing.
     """
     from decant.cli import work
@@ -80,7 +82,7 @@ def run(
         document = work.resolved(recipe, sets)
         say(document, json, document["yaml"])
         return
-    done = work.run_and_report(recipe, teacher=teacher, data=data, out=out, sets=sets, talk=talk)
+    done = work.run_and_report(recipe, teacher=teacher, data=data, out=out, sets=sets, talk=talk, cache=cache)
     say(done, json, f"report: {done['report']}" if done["report"] else f"run: {out}")
 
 
@@ -144,6 +146,7 @@ def distill(
     data: Path,
     out: Path,
     seed: int = 0,
+    cache: Path | None = None,
     sets: Sets = (),
     json: Json = False,
 ) -> None:
@@ -156,19 +159,20 @@ def distill(
     data: a folder of pictures with captions.
     out: the distilled student's pipeline folder.
     seed: of every draw.
+    cache: a folder that keeps latents and text embeddings for many runs.
     """
     from decant.cli import work
 
     settings = work.settings_of("distill", sets)
     models: dict[str, str | Path] = {student.name or "student": student}
     record = work.one_stage(
-        "distill", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk
+        "distill", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
     )
     say(record, json, str(out))
 
 
 @app.command
-def evaluate(
+def evaluate(  # noqa: PLR0913 (what is asked of every model)
     *models: str,
     teacher: str,
     out: Path,
@@ -176,6 +180,7 @@ def evaluate(
     images: int = 128,
     steps: int = 25,
     guidance_scale: float = 7.5,
+    cache: Path | None = None,
     sets: Sets = (),
     json: Json = False,
 ) -> None:
@@ -190,6 +195,7 @@ def evaluate(
     images: captions, one picture each.
     steps: of the sampler.
     guidance_scale: 1 and below: without guidance.
+    cache: a folder that keeps latents and text embeddings for many runs.
     """
     from decant.cli import work
 
@@ -199,7 +205,7 @@ def evaluate(
         "guidance_scale": guidance_scale,
         **work.settings_of("evaluate", sets),
     }
-    done = work.evaluate_and_report(models, settings, teacher=teacher, data=data, out=out, talk=talk)
+    done = work.evaluate_and_report(models, settings, teacher=teacher, data=data, out=out, talk=talk, cache=cache)
     say(done, json, f"report: {out / 'report.html'}")
 
 

@@ -18,11 +18,18 @@ QUICKSTART_PICTURES = 4000
 
 
 def run_and_report(
-    recipe: str, *, teacher: str, data: Path | None, out: Path, sets: Sequence[str], talk: Talk
+    recipe: str,
+    *,
+    teacher: str,
+    data: Path | None,
+    out: Path,
+    sets: Sequence[str],
+    talk: Talk,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Run a recipe; where it evaluates, also write ``report.json`` and ``report.html``."""
     chosen = override(load_recipe(recipe), sets)
-    done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk)
+    done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=cache)
     evaluated = any(step.stage == "evaluate" for step in chosen.stages)
     return {**done, "report": str(rebuild_report(out)) if evaluated else None}
 
@@ -96,7 +103,7 @@ def settings_of(kind: str, sets: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def one_stage(
+def one_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome)
     kind: str,
     settings: Mapping[str, Any],
     *,
@@ -106,10 +113,20 @@ def one_stage(
     talk: Talk,
     data: Path | None = None,
     seed: int = 0,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Run one stage into ``out``, complete or absent; gives its record."""
     return run_stage(
-        kind, STAGES[kind], settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk
+        kind,
+        STAGES[kind],
+        settings,
+        teacher=teacher,
+        models=models,
+        data=data,
+        seed=seed,
+        out=out,
+        talk=talk,
+        cache=cache,
     )
 
 
@@ -121,12 +138,13 @@ def evaluate_and_report(
     data: Path | None,
     out: Path,
     talk: Talk,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Score models beside their teacher into ``out``, with a report."""
     named: dict[str, str | Path] = {"teacher": teacher}
     for model in models:
         name = Path(model).name or model
         named[name if name not in named else f"{name}-{len(named)}"] = model
-    one_stage("evaluate", settings, teacher=teacher, models=named, data=data, out=out, talk=talk)
+    one_stage("evaluate", settings, teacher=teacher, models=named, data=data, out=out, talk=talk, cache=cache)
     rebuild_report(out)
     return yaml.safe_load((out / "report.json").read_text(encoding="utf-8"))

@@ -9,25 +9,19 @@ import hashlib
 import io
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-
+from decant.data.picture import SUFFIXES, ahead, look
 from decant.errors import UserError, nearest, refuse
 
-# Only formats whose decoders run no other program and need no interpreter (EPS would start one).
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 _MAX_CAPTION_BYTES = 64 * 1024
 _TEXT_KEYS = ("text", "caption")
+_Value = TypeVar("_Value")
 _LAYOUTS = "metadata.jsonl, metadata.csv, or a .txt beside each picture"
 
 
@@ -43,20 +37,25 @@ class Skipped:
 class Captioned:
     """Pictures that decode, each with its caption, sorted by name; and what was left out.
 
-    A picture listed with several captions appears once for each. ``folder`` is what ``names`` are relative
-    to.
+    A picture listed with several captions appears once for each. ``folder`` is what ``names`` are relative to;
+    ``digests`` are the sha256 of the files' contents.
     """
 
     files: tuple[Path, ...]
     captions: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     folder: Path = Path()
+    digests: tuple[bytes, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """File names relative to the folder, with forward slashes."""
         inside = (f.relative_to(self.folder) if f.is_relative_to(self.folder) else f for f in self.files)
         return tuple(file.as_posix() for file in inside)
+
+    def first(self, most: int) -> "Captioned":
+        """At most so many of the pictures, the first by name; nothing skipped."""
+        return _part(self, [True] * most)
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,13 @@ def read_folder(path: str | Path, max_skipped: float = 0.1) -> Captioned:
     good = [entry for entry, reason in checked if not reason]
     skipped = [Skipped(entry.name, reason) for entry, reason in checked if reason]
     names = sorted({entry.name for entry in good})
-    reasons = _decode_all([folder / name for name in names])
-    broken = {name: reason for name, reason in zip(names, reasons, strict=True) if reason}
-    skipped += [Skipped(entry.name, broken[entry.name]) for entry in good if entry.name in broken]
-    pairs, twice = _unique([(e.name, _tidy(str(e.caption))) for e in good if e.name not in broken])
+    looks = dict(zip(names, ahead(look, [folder / name for name in names]), strict=True))
+    skipped += [Skipped(entry.name, looks[entry.name].problem) for entry in good if looks[entry.name].problem]
+    pairs, twice = _unique([(e.name, _tidy(str(e.caption))) for e in good if not looks[e.name].problem])
     skipped = sorted([*skipped, *twice], key=lambda item: (item.name, item.reason))
     _check_share(folder, len(pairs), skipped, max_skipped)
     files, captions = tuple(folder / name for name, _ in pairs), tuple(caption for _, caption in pairs)
-    return Captioned(files, captions, tuple(skipped), folder)
+    return Captioned(files, captions, tuple(skipped), folder, tuple(looks[name].digest for name, _ in pairs))
 
 
 def split(captioned: Captioned, held_out: float, seed: int) -> tuple[Captioned, Captioned]:
@@ -108,33 +106,21 @@ def split(captioned: Captioned, held_out: float, seed: int) -> tuple[Captioned, 
     return train, kept
 
 
-def picture(path: Path, size: int) -> Tensor:
-    """One picture as ``(3, size, size)`` float32 in [-1, 1]: shortest side resized (Lanczos), centre crop.
-
-    Rotated as its EXIF says; transparency over white. Raises ``UserError`` where it no longer decodes.
-    """
-    try:
-        image = _open_rgb(path)
-    except Exception as error:  # decoders raise anything on damaged input
-        hint = "it changed after the folder was scanned: run again"
-        raise refuse(f"picture {path}", _reason(error), allowed="a picture that decodes", hint=hint) from error
-    # fit crops in the source and resizes once, so a very long picture never grows in memory.
-    pixels = np.array(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
-
-
 def data_fingerprint(path: Path) -> str:
-    """A sha256 over the names and sizes of a folder's files and the contents of its caption files.
-
-    Pictures are not read again for it: one replaced by another of the same size in bytes goes unnoticed.
-    """
+    """A sha256 over the names and the contents of a folder's files, as hexadecimal."""
+    names = sorted(_files(path))
     digest = hashlib.sha256()
-    for name in sorted(_files(path)):
-        file = path / name
-        digest.update(f"{name}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
-        if file.suffix.lower() in (".jsonl", ".csv", ".txt"):
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for name, content in zip(names, ahead(_file_digest, [path / name for name in names]), strict=True):
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + content)
     return digest.hexdigest()
+
+
+def _file_digest(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest()
+    except OSError:  # one of those that are then skipped
+        return bytes(32)
 
 
 def _check_folder(folder: Path) -> None:
@@ -310,58 +296,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    return sorted(name for name in _files(folder) if Path(name).suffix.lower() in _SUFFIXES)
-
-
-def _decode_all(files: Sequence[Path]) -> list[str]:
-    """For each file why it does not decode, or ""."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders warn about harmless metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            return list(pool.map(_try_decode, files))
-
-
-def _try_decode(file: Path) -> str:
-    try:
-        _open_rgb(file)
-    except Exception as error:  # decoders raise anything on damaged input
-        return _reason(error)
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    """Why a picture does not decode, without paths."""
-    match error:
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return "too many pixels (a decompression bomb?)"
-        case Image.UnidentifiedImageError():
-            return "not a picture in a known format"
-        case _:
-            return "the picture is damaged or truncated"
-
-
-def _open_rgb(path: Path) -> Image.Image:
-    """The first frame as 8-bit RGB, upright, transparency over white."""
-    with Image.open(path, formats=_FORMATS) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I") or upright.mode == "F":
-            return _from_deep(np.asarray(upright)).convert("RGB")
-        if not upright.has_transparency_data:
-            return upright.convert("RGB")
-        layer = upright.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-
-
-def _from_deep(values: np.ndarray) -> Image.Image:
-    """Greyscale of more than 8 bits as 8 bits: PIL alone would clip at 255. Floats count from 0 to 1."""
-    if values.dtype.kind == "f":
-        scaled = np.nan_to_num(values, posinf=1.0, neginf=0.0) * 255.0
-    else:
-        scaled = values / (65535.0 / 255.0)
-    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
+    return sorted(name for name in _files(folder) if Path(name).suffix.lower() in SUFFIXES)
 
 
 def _unit(name: str, seed: int) -> float:
@@ -371,7 +306,8 @@ def _unit(name: str, seed: int) -> float:
 
 
 def _part(captioned: Captioned, keep: Sequence[bool]) -> Captioned:
-    pairs = zip(captioned.files, captioned.captions, keep, strict=True)
-    chosen = [(file, caption) for file, caption, wanted in pairs if wanted]
-    files, captions = tuple(file for file, _ in chosen), tuple(caption for _, caption in chosen)
-    return Captioned(files, captions, (), captioned.folder)
+    def kept(values: Sequence[_Value]) -> tuple[_Value, ...]:
+        return tuple(compress(values, keep))
+
+    files, captions, digests = kept(captioned.files), kept(captioned.captions), kept(captioned.digests)
+    return Captioned(files, captions, (), captioned.folder, digests)

@@ -1,35 +1,82 @@
-"""Pictures and captions, encoded once: training then runs neither the VAE nor the text encoder."""
+"""Pictures and captions, encoded once and kept on disk: training then runs neither the VAE nor the text encoder."""
 
+import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from decant.data.batch import Batch
-from decant.data.folder import Captioned, picture
+from decant.data.folder import Captioned
+from decant.data.picture import CROP, ahead, picture
+from decant.data.shards import Rows, Shards
 from decant.errors import refuse
 
-EncodePictures = Callable[[Tensor], tuple[Tensor, Tensor]]
-EncodeCaptions = Callable[[Sequence[str]], dict[str, Tensor]]
-Null = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+Table = Tensor | Rows
 Progress = Callable[[int], object]
+
+_FORMAT = 1  # raised whenever the same inputs would give other rows
+_FLUSH_BYTES = 32 * 2**20
+_FLUSH_SECONDS = 60.0  # what a kill may cost
+_CAPTIONS_AT_ONCE = 16
+_PIXELS_AT_ONCE = 16 * 64 * 64
+
+_Item = TypeVar("_Item")
+
+
+class Encoder(Protocol):
+    """What turns pictures and captions into what a network is trained on; a family is one."""
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, 3, size, size)`` in [-1, 1] -> mean and standard deviation ``(B, C, h, w)`` of the scaled latents."""
+        ...
+
+    def condition(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the network is told about B captions, each value with B as its first axis."""
+        ...
+
+    def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The unconditional twin of a condition, same keys and shapes."""
+        ...
+
+    def made_by(self) -> dict[str, str]:
+        """``{"pictures", "captions"}``: digests of all that ``encode``, and ``condition`` and ``null``, depend on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder that keeps what was encoded; ``spare`` takes what cannot be written there."""
+
+    folder: Path
+    spare: Path
+    talk: Callable[[str], None]
+
+    def shards(self, made_by: Mapping[str, str], keys: Sequence[bytes]) -> Shards:
+        """The rows of these keys among those that were made by this."""
+        name = hashlib.sha256(json.dumps([_FORMAT, made_by], sort_keys=True).encode()).hexdigest()[:32]
+        folders = dict.fromkeys(root / f"{made_by['what']}-{name}" for root in (self.folder, self.spare))
+        return Shards(list(folders), keys, self.talk)
 
 
 @dataclass(frozen=True)
 class Latents:
-    """The moments of ``n`` pictures, ``(n, C, h, w)`` each, and the conditions of their captions.
+    """The moments of ``n`` pictures, ``(n, C, h, w)`` each, and the conditions of their captions; in memory or on disk.
 
-    ``rows`` ``(n,)`` says which row of the tables ``condition`` and ``null`` is a picture's: equal captions
-    share one. A null that is the same for every caption is stored as a single row.
+    ``rows`` ``(n,)`` says which row of the tables ``condition`` and ``null`` is a picture's: equal captions share
+    one. A table that is the same for all is stored as a single row.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Table
+    std: Table
     rows: Tensor
-    condition: dict[str, Tensor]
-    null: dict[str, Tensor]
+    condition: Mapping[str, Table]
+    null: Mapping[str, Table]
 
     @property
     def n(self) -> int:
@@ -40,75 +87,123 @@ class Latents:
         """The pictures at these positions of the endless stream; position % n is the index of a picture."""
         index = torch.tensor([position % self.n for position in positions])
         rows = self.rows[index]
-        condition = {key: table[rows] for key, table in self.condition.items()}
-        null = {key: table[rows if len(table) > 1 else rows * 0] for key, table in self.null.items()}
-        return Batch(tuple(positions), self.mean[index], self.std[index], condition, null)
+        condition = {key: _gather(table, rows) for key, table in self.condition.items()}
+        null = {key: _gather(table, rows) for key, table in self.null.items()}
+        return Batch(tuple(positions), _gather(self.mean, index), _gather(self.std, index), condition, null)
 
 
 def encode_all(
-    captioned: Captioned,
-    size: int,
-    encode_pictures: EncodePictures,
-    encode_captions: EncodeCaptions,
-    null: Null,
-    chunk: int = 16,
-    progress: Progress | None = None,
+    captioned: Captioned, size: int, encoder: Encoder, cache: Cache, progress: Progress | None = None
 ) -> Latents:
-    """Encode every picture, at ``size`` pixels, and every different caption, once.
+    """Every picture, at ``size`` pixels, and every different caption, encoded unless the cache has it.
 
-    Chunks are fixed by index, so the floats depend on the data and ``chunk`` alone. ``encode_pictures`` maps
-    ``(B, 3, size, size)`` in [-1, 1] to scaled latent mean and standard deviation ``(B, C, h, w)``;
-    ``progress(done)`` counts pictures. Raises ``UserError`` where the encoder gives numbers that are
-    not finite.
+    A row depends on its picture or caption and on what encodes it, not on the others or on what the cache held: the
+    encoders always get the same number of rows, the last chunk filled up. ``progress(done)`` counts pictures. Raises
+    ``UserError`` where the encoder gives numbers that are not finite.
     """
-    assert captioned.files and chunk >= 1, "nothing to encode"
+    assert captioned.files and len(captioned.digests) == len(captioned.files), "pictures that were looked at"
     captions = list(dict.fromkeys(captioned.captions))
     row = {caption: index for index, caption in enumerate(captions)}
     rows = torch.tensor([row[caption] for caption in captioned.captions])
-    condition, empty = _encode_captions(captions, encode_captions, null, chunk)
-    mean, std = _encode_pictures(captioned.files, size, encode_pictures, chunk, progress)
-    return Latents(mean, std, rows, condition, empty)
+    texts = _captions(captions, encoder, cache)
+    moments = _pictures(captioned, size, encoder, cache, progress)
+    return Latents(moments["mean"], moments["std"], rows, _named(texts, "condition."), _named(texts, "null."))
 
 
 @torch.no_grad()
-def _encode_pictures(
-    files: Sequence[Path], size: int, encode: EncodePictures, chunk: int, progress: Progress | None
-) -> tuple[Tensor, Tensor]:
-    means, stds = [], []
-    for start in range(0, len(files), chunk):
-        part = files[start : start + chunk]
-        mean, std = encode(torch.stack([picture(file, size) for file in part]))
-        if not (mean.isfinite().all() and std.isfinite().all()):
-            hint = "check the VAE's weights; some VAEs overflow in float16, so encode in float32"
-            names = f"one of {part[0].name} ... {part[-1].name}"
-            raise refuse("data", f"the latents of {names} are not finite", allowed="finite latents", hint=hint)
-        means.append(mean.cpu())
-        stds.append(std.cpu())
-        if progress is not None:
-            progress(start + len(part))
-    return torch.cat(means), torch.cat(stds)
+def _pictures(
+    captioned: Captioned, size: int, encoder: Encoder, cache: Cache, progress: Progress | None
+) -> dict[str, Table]:
+    made_by = {"what": "pictures", "encoder": encoder.made_by()["pictures"], "size": str(size), "crop": CROP}
+    shards = cache.shards(made_by, captioned.digests)
+    files = dict(zip(captioned.digests, captioned.files, strict=True))
+    missing = shards.missing
+    if len(missing) < len(files):
+        cache.talk(f"{len(files) - len(missing)} of {len(files)} pictures were encoded before: {cache.folder}")
+    rows_at_once = max(1, min(16, _PIXELS_AT_ONCE // size**2))
+    pixels = ahead(lambda key: picture(files[key], size, key), missing, most=2 * rows_at_once + 8)
+    with _Writer(shards) as writer:
+        done = len(captioned.files) - len(missing)
+        for keys in _chunks(missing, rows_at_once):
+            part = _filled([next(pixels) for _ in keys], rows_at_once)
+            mean, std = encoder.encode(torch.stack(part))
+            _check_finite(mean, std, [files[key] for key in keys])
+            writer.add(keys, {"mean": mean, "std": std})
+            done += len(keys)
+            if progress is not None:
+                progress(done)
+    return shards.tables(captioned.digests)
 
 
 @torch.no_grad()
-def _encode_captions(
-    captions: Sequence[str], encode: EncodeCaptions, null: Null, chunk: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _captions(captions: Sequence[str], encoder: Encoder, cache: Cache) -> dict[str, Table]:
     """The tables of conditions and of their unconditional twins, one row a caption."""
-    conditions, nulls = [], []
-    for part in _chunks(captions, chunk):
-        condition = encode(part)
-        conditions.append({key: value.cpu() for key, value in condition.items()})
-        nulls.append({key: value.cpu() for key, value in null(condition).items()})
-    return _joined(conditions), {key: _compact(table) for key, table in _joined(nulls).items()}
+    words = {hashlib.sha256(caption.encode()).digest(): caption for caption in captions}
+    shards = cache.shards({"what": "captions", "encoder": encoder.made_by()["captions"]}, list(words))
+    with _Writer(shards) as writer:
+        for keys in _chunks(shards.missing, _CAPTIONS_AT_ONCE):
+            condition = encoder.condition(_filled([words[key] for key in keys], _CAPTIONS_AT_ONCE))
+            null = encoder.null(condition)
+            tables = {f"condition.{key}": value for key, value in condition.items()}
+            writer.add(keys, tables | {f"null.{key}": value for key, value in null.items()})
+    return shards.tables(list(words))
 
 
-def _chunks(captions: Sequence[str], chunk: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(captions), chunk):
-        yield captions[start : start + chunk]
+@dataclass
+class _Writer:
+    """Collects rows and writes a file of them when it is worth one, and at the end."""
+
+    shards: Shards
+    keys: list[bytes] = field(default_factory=list)
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    size: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was encoded before something went wrong is kept too."""
+        self.flush()
+
+    def add(self, keys: Sequence[bytes], tensors: Mapping[str, Tensor]) -> None:
+        part = {name: tensor[: len(keys)].cpu() for name, tensor in tensors.items()}
+        self.keys += keys
+        self.parts.append(part)
+        self.size += sum(tensor.numel() * tensor.element_size() for tensor in part.values())
+        if self.size >= _FLUSH_BYTES or time.monotonic() - self.since >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.keys:
+            joined = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+            self.shards.add(self.keys, {name: _compact(table) for name, table in joined.items()})
+        self.keys, self.parts, self.size, self.since = [], [], 0, time.monotonic()
 
 
-def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+def _check_finite(mean: Tensor, std: Tensor, files: Sequence[Path]) -> None:
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        hint = "check the VAE's weights; some VAEs overflow in float16, so encode in float32"
+        names = f"one of {files[0].name} ... {files[-1].name}"
+        raise refuse("data", f"the latents of {names} are not finite", allowed="finite latents", hint=hint)
+
+
+def _gather(table: Table, index: Tensor) -> Tensor:
+    return table[index if len(table) > 1 else torch.zeros_like(index)]
+
+
+def _named(tables: Mapping[str, Table], prefix: str) -> dict[str, Table]:
+    return {name.removeprefix(prefix): table for name, table in tables.items() if name.startswith(prefix)}
+
+
+def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _filled(items: list[_Item], size: int) -> list[_Item]:
+    """The last item repeated up to ``size``: kernels round differently for other numbers of rows."""
+    return items + items[-1:] * (size - len(items))
 
 
 def _compact(table: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class _Run:
     talk: Callable[[str], None]
     models: dict[str, str | Path]
     fingerprints: dict[str, str]
+    cache: Path
 
 
 def resolve(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Job, ...]:
@@ -83,20 +84,23 @@ def run_recipe(
     out: Path,
     stages: Mapping[str, Stage],
     talk: Callable[[str], None],
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Run a recipe into ``out``, or go on where an earlier run of it stopped.
 
-    Everything is checked before anything runs. A finished stage is reused if its settings, seed and the
+    ``cache`` keeps what was encoded; by default the run's own ``.work/cache``, which its stages share. Everything is
+    checked before anything runs. A finished stage is reused if its settings, seed and the
     fingerprints of what it was made from are unchanged. Returns ``{"out", "command", "stages": [{"name",
     "stage", "folder", "reused", "seconds"}]}``. Raises ``UserError``; finished stages stay in place.
     """
     jobs = resolve(recipe, stages)
     out = Path(out)
-    _check_places(jobs, data, out)
-    command = _command(teacher, data, out)
+    _check_places(jobs, data, out, cache)
+    command = _command(teacher, data, out, cache)
     models: dict[str, str | Path] = {"teacher": teacher}
     prints = _prints_of(models, jobs, data)
-    run = _Run(teacher, data, recipe.seed, out, out / ".work", command, talk, models, prints)
+    work = out / ".work"
+    run = _Run(teacher, data, recipe.seed, out, work, command, talk, models, prints, cache or work / "cache")
     run.work.mkdir(parents=True, exist_ok=True)
     with _alone(run.work / "lock", out):
         _write_whole(out / "recipe.yaml", _resolved(recipe, jobs, command).to_yaml())
@@ -115,6 +119,7 @@ def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     seed: int,
     out: Path,
     talk: Callable[[str], None],
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Run one stage by itself into ``out``, complete or absent, and return its record.
 
@@ -124,11 +129,11 @@ def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     out = Path(out)
     chosen = validate(stage.settings, dict(settings), kind)
     job = Job(1, kind, kind, stage, chosen, tuple(models), out.name)
-    _check_places((job,), data, out)
+    _check_places((job,), data, out, cache)
     prints = {"teacher": _of_teacher(teacher), **_prints_of(models, (job,), data)}
     command = shlex.join(["decant", *sys.argv[1:]])
     work = out.parent / f".{out.name}.work"
-    run = _Run(teacher, data, seed, out.parent, work, command, talk, dict(models), prints)
+    run = _Run(teacher, data, seed, out.parent, work, command, talk, dict(models), prints, cache or work / "cache")
     _check_free(out, _request(job, run))
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work / "lock", out):
@@ -150,10 +155,11 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
         raise refuse("--out", f"{out} is not empty: {differences}", allowed="a new folder", hint=hint)
 
 
-def _command(teacher: str, data: Path | None, out: Path) -> str:
+def _command(teacher: str, data: Path | None, out: Path, cache: Path | None) -> str:
     """The command that repeats a run."""
     words = ["decant", "run", str(out / "recipe.yaml"), "--teacher", teacher]
     words += ["--data", str(data)] if data else []
+    words += ["--cache", str(cache)] if cache else []
     return shlex.join([*words, "--out", str(out)])
 
 
@@ -183,7 +189,7 @@ def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[st
     return tuple(allowed) if stage.takes == "many" else (allowed[-1],)
 
 
-def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path) -> None:
+def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Path | None) -> None:
     needs = [job.name for job in jobs if job.stage.data == "required"]
     if data is None and needs:
         hint = "add --data FOLDER"
@@ -192,9 +198,10 @@ def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path) -> None:
         raise refuse("--data", f"{data} is no folder", allowed="a folder of pictures", hint="check the path")
     if out.exists() and not out.is_dir():
         raise refuse("--out", f"{out} is a file", allowed="a folder, new or of an earlier run", hint="name another")
-    if data is not None and out.resolve().is_relative_to(data.resolve()):
-        hint = "the run's own pictures would become data: choose a folder elsewhere"
-        raise refuse("--out", f"{out} lies in the data folder", allowed="a folder outside it", hint=hint)
+    for option, folder in (("--out", out), ("--cache", cache)):
+        if data is not None and folder is not None and folder.resolve().is_relative_to(data.resolve()):
+            hint = "the run's own files would become data: choose a folder elsewhere"
+            raise refuse(option, f"{folder} lies in the data folder", allowed="a folder outside it", hint=hint)
 
 
 def _of_teacher(teacher: str) -> str:
@@ -283,7 +290,7 @@ def _make(job: Job, run: _Run, request: dict[str, Any], label: str) -> float:
     temporary.mkdir()
     run.talk(f"{label}: {job.kind} of {', '.join(job.takes)}")
     models = {name: run.models[name] for name in job.takes}
-    inputs = Inputs(run.teacher, models, run.data, run.seed, work / "partial", run.talk)
+    inputs = Inputs(run.teacher, models, run.data, run.seed, work / "partial", run.talk, run.cache)
     start = time.monotonic()
     try:
         result = job.stage.run(job.settings, inputs, temporary)

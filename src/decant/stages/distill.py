@@ -15,7 +15,7 @@ from torch import nn
 
 from decant.data.batch import Batch
 from decant.data.folder import Captioned, read_folder, split
-from decant.data.latents import Latents, encode_all
+from decant.data.latents import Latents
 from decant.data.order import stream
 from decant.errors import refuse
 from decant.methods.kd import KD, Knobs
@@ -24,6 +24,7 @@ from decant.models.families.sd1 import SD1
 from decant.models.generate import generate
 from decant.models.load import cast, load, save, stored_dtype, with_unet
 from decant.models.taps import Tapped
+from decant.stages.encode import encode_data
 from decant.stages.interrupt import asked_to_stop
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_strip
@@ -91,7 +92,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     train_part, held_part = split(captioned, settings.held_out, inputs.seed)
     players = _open(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
     device = pick(settings.device)
-    train, held = _encode(players, settings, inputs, device, train_part, _first(held_part, settings.held_out_most))
+    train, held = _encode(players, settings, inputs, device, train_part, held_part.first(settings.held_out_most))
     proof = _Proof(players, held, inputs.seed, device)
     before = proof.measure(players.student)
     method = _method(settings, inputs, players)
@@ -169,10 +170,6 @@ def _run_settings(settings: Distill, inputs: Inputs) -> RunSettings:
     )
 
 
-def _first(captioned: Captioned, most: int) -> Captioned:
-    return Captioned(captioned.files[:most], captioned.captions[:most], (), captioned.folder)
-
-
 def _encode(
     players: _Players,
     settings: Distill,
@@ -181,19 +178,12 @@ def _encode(
     train: Captioned,
     held: Captioned,
 ) -> tuple[Latents, Latents]:
-    """Both parts as latents and text embeddings; VAE and text encoder then leave the device."""
-    teacher, family = players.teacher, players.family
+    """Both parts as latents and text embeddings, which the cache keeps."""
+    teacher = players.teacher
     size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
     _check_size(size, teacher)
-    teacher.vae.to(device)
-    teacher.text_encoder.to(device)
-    encoded = []
-    for name, part in (("training", train), ("held-out", held)):
-        with progress(f"encoding {name} pictures", len(part.files), inputs.talk) as tick:
-            encoders = (family.encode, family.condition, family.null)
-            encoded.append(encode_all(part, size, *encoders, progress=tick))
-    teacher.vae.to("cpu")
-    teacher.text_encoder.to("cpu")
+    parts = {"training": train, "held-out": held}
+    encoded = [encode_data(players.family, part, size, inputs, device, name) for name, part in parts.items()]
     return encoded[0], encoded[1]
 
 

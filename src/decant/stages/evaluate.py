@@ -11,8 +11,7 @@ from pydantic import Field
 
 from decant.bench.machine import machine
 from decant.bench.timer import Latency, peak_memory_mb, time_ms
-from decant.data.folder import Captioned
-from decant.data.latents import Latents, encode_all
+from decant.data.latents import Latents
 from decant.metrics.interval import bootstrap_mean
 from decant.models.cost import size_mb
 from decant.models.device import Device, pick
@@ -20,6 +19,7 @@ from decant.models.families.sd1 import SD1
 from decant.models.generate import Sampler, generate
 from decant.models.load import folder_of, load
 from decant.stages.asked import Asked, Captions, HeldOut, asked
+from decant.stages.encode import encode_data
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_picture
 from decant.stages.progress import progress
@@ -107,10 +107,8 @@ class _Proof:
         assert ask.held is not None
         teacher = load(inputs.teacher).to(device)
         family = SD1.of(teacher)
-        most = settings.held_out_most
-        part = Captioned(ask.held.files[:most], ask.held.captions[:most], (), ask.held.folder)
         size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
-        held = encode_all(part, size, family.encode, family.condition, family.null)
+        held = encode_data(family, ask.held.first(settings.held_out_most), size, inputs, device)
         return cls(family, teacher.unet, held, inputs.seed)
 
     def scores(self, pipeline: StableDiffusionPipeline) -> dict[str, dict[str, Any]]:

@@ -28,8 +28,8 @@ class Inputs:
 
     ``teacher`` is the folder, hub id or name given on the command line. ``models`` are the models this stage
     works on, in order: one for most stages, many for such as evaluate. ``work`` is a folder for partial work
-    (checkpoints): it outlives a kill and is emptied when the settings or the parents change. ``talk`` takes
-    one line for people.
+    (checkpoints): it outlives a kill and is emptied when the settings or the parents change. ``cache`` is the folder
+    that keeps what was encoded, for all stages of a run or of many. ``talk`` takes one line for people.
     """
 
     teacher: str
@@ -38,6 +38,7 @@ class Inputs:
     seed: int
     work: Path
     talk: Callable[[str], None] = _silent
+    cache: Path | None = None
 
     @property
     def source(self) -> str | Path:

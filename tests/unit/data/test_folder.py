@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from decant.data.folder import Captioned, data_fingerprint, picture, read_folder, split
+from decant.data.folder import Captioned, data_fingerprint, read_folder, split
+from decant.data.picture import picture
 from decant.errors import UserError
 
 
@@ -287,7 +288,7 @@ def test_a_split_that_makes_no_sense_is_refused(held_out: float) -> None:
         split(_captioned(["a", "b"]), held_out, 0)
 
 
-def test_the_fingerprint_follows_captions_names_and_sizes(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_captions_names_and_contents(tmp_path: Path) -> None:
     _png(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("one")
     first = data_fingerprint(tmp_path)
@@ -298,3 +299,6 @@ def test_the_fingerprint_follows_captions_names_and_sizes(tmp_path: Path) -> Non
     (tmp_path / "b.png").rename(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("one")
     assert data_fingerprint(tmp_path) == first
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(bytes(reversed(content)))
+    assert data_fingerprint(tmp_path) != first

@@ -37,6 +37,10 @@ class Family(Protocol):
         """(B, 3, H, W) in [-1, 1] -> mean and standard deviation (B, C, h, w) of the scaled latents."""
         ...
 
+    def made_by(self) -> dict[str, str]:
+        """``{"pictures", "captions"}``: digests of all that `encode`, and `condition` and `null`, depend on."""
+        ...
+
     def corrupt(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t (B, C, h, w) from clean latents, noise of their shape and timesteps t (B,)."""
         ...

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from decant.errors import refuse
 from decant.maths.prediction import Prediction
 from decant.maths.schedules import Schedule, variance_preserving
+from decant.models.digest import module_digest, tokenizer_digest
 from decant.models.taps import first_tensor
 
 
@@ -81,6 +82,13 @@ class SD1:
         scale = self.vae.config["scaling_factor"]
         shift = self.vae.config.get("shift_factor") or 0.0
         return (posterior.mean - shift) * scale, posterior.std * scale
+
+    def made_by(self) -> dict[str, str]:
+        """Digests of all that latents, and conditions, depend on: weights, configs, vocabulary."""
+        return {
+            "pictures": module_digest(self.vae),
+            "captions": f"{module_digest(self.text_encoder)} {tokenizer_digest(self.tokenizer)}",
+        }
 
     def corrupt(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t noise, (B, 4, h, w), at timesteps t (B,). Ho et al. 2020, eq. 4."""

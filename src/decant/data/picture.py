@@ -1,0 +1,136 @@
+"""One picture: whether it can be used, and its pixels."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from decant.errors import UserError, refuse
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+"""What the names of pictures end in; the contents decide what they are."""
+CROP = "first frame, upright, white behind transparency, shortest side by Lanczos, centre, 8 bits"
+"""What `picture` does, in words: a part of the key of whatever is made from its pixels."""
+
+# Only formats whose decoders run no other program and need no interpreter (EPS would start one).
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_MOST_PIXELS = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB
+_MOST_BYTES = 256 * 2**20
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of harmless metadata; what is harmful is refused below
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A file's sha256, and why it cannot be used as a picture, or ""."""
+
+    digest: bytes
+    problem: str = ""
+
+
+# Every stage of a run looks at every picture; whether given contents decode does not change between them.
+_decoded: set[bytes] = set()
+
+
+def look(file: Path) -> Look:
+    """Read a file once, and decode it to the end, unless the same contents decoded before in this process."""
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            return Look(b"", f"the file is larger than {_MOST_BYTES >> 20} MB")
+        content = file.read_bytes()
+    except OSError as error:
+        return Look(b"", f"the file cannot be read ({error.strerror})")
+    digest = hashlib.sha256(content).digest()
+    if digest not in _decoded:
+        try:
+            _open_rgb(content)
+        except Exception as error:  # decoders raise anything on damaged input
+            return Look(digest, _reason(error))
+        _decoded.add(digest)
+    return Look(digest)
+
+
+def picture(file: Path, size: int, digest: bytes | None = None) -> Tensor:
+    """One picture as ``(3, size, size)`` float32 in [-1, 1]: shortest side resized (Lanczos), centre crop.
+
+    Rotated as its EXIF says; transparency over white. Raises ``UserError`` where it no longer decodes, or its
+    contents are no longer those that ``digest`` is the sha256 of.
+    """
+    try:
+        content = file.read_bytes()
+        image = _open_rgb(content)
+    except Exception as error:  # decoders raise anything on damaged input
+        raise _changed(file, _reason(error)) from error
+    if digest is not None and hashlib.sha256(content).digest() != digest:
+        raise _changed(file, "its contents are others than a moment ago")
+    # fit crops in the source and resizes once, so a very long picture never grows in memory.
+    fitted = np.array(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+    return torch.from_numpy(fitted).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+
+
+def ahead(function: Callable[[_In], _Out], items: Sequence[_In], most: int = 64) -> Iterator[_Out]:
+    """``map`` with threads that work at most so many items ahead of what is taken: decoders let other threads run."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting = [pool.submit(function, item) for item in items[:most]]
+        for item in items[most:]:
+            first, *waiting = waiting
+            yield first.result()
+            waiting.append(pool.submit(function, item))
+        for future in waiting:
+            yield future.result()
+
+
+def _changed(file: Path, value: str) -> UserError:
+    hint = "it changed after the folder was scanned: run again"
+    return refuse(f"picture {file}", value, allowed="a picture that decodes", hint=hint)
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture does not decode, without paths."""
+    match error:
+        case Image.DecompressionBombError():
+            return "too many pixels (a decompression bomb?)"
+        case Image.UnidentifiedImageError():
+            return "not a picture in a known format"
+        case OSError() if error.errno:
+            return f"the file cannot be read ({error.strerror})"
+        case _:
+            return "the picture is damaged or truncated"
+
+
+def _open_rgb(content: bytes) -> Image.Image:
+    """The first frame as 8-bit RGB, upright, transparency over white."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            return _from_deep(np.asarray(upright)).convert("RGB")
+        if not upright.has_transparency_data:
+            return upright.convert("RGB")
+        layer = upright.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _from_deep(values: np.ndarray) -> Image.Image:
+    """Greyscale of more than 8 bits as 8 bits: PIL alone would clip at 255. Floats count from 0 to 1."""
+    if values.dtype.kind == "f":
+        scaled = np.nan_to_num(values, posinf=1.0, neginf=0.0) * 255.0
+    else:
+        scaled = values / (65535.0 / 255.0)
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))

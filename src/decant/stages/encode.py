@@ -1,0 +1,57 @@
+"""Captioned pictures as latents and text embeddings, through the cache."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from decant.data.folder import Captioned
+from decant.data.latents import Cache, Latents, encode_all
+from decant.models.families.sd1 import SD1
+from decant.stages.progress import progress
+from decant.stages.stage import Inputs
+
+
+@dataclass
+class _OnDevice:
+    """A family's encoders, brought to the device when they are first needed: from a full cache never."""
+
+    family: SD1
+    device: torch.device
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        nn.Module.to(self.family.vae, self.device)
+        return self.family.encode(pictures)
+
+    def condition(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        nn.Module.to(self.family.text_encoder, self.device)
+        return self.family.condition(captions)
+
+    def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.family.null(condition)
+
+    def made_by(self) -> dict[str, str]:
+        """Kinds of devices round differently."""
+        return {what: f"{digest} {self.device.type}" for what, digest in self._digests.items()}
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return self.family.made_by()
+
+
+def encode_data(
+    family: SD1, part: Captioned, size: int, inputs: Inputs, device: torch.device, name: str = ""
+) -> Latents:
+    """Latents at ``size`` pixels and text embeddings of a part; VAE and text encoder then leave the device.
+
+    What the run's cache has is not encoded; what it has not, it keeps.
+    """
+    spare = inputs.work / "cache"
+    cache = Cache(inputs.cache or spare, spare, inputs.talk)
+    with progress(f"encoding {name} pictures".replace("  ", " "), len(part.files), inputs.talk) as tick:
+        latents = encode_all(part, size, _OnDevice(family, device), cache, progress=tick)
+    for encoder in (family.vae, family.text_encoder):
+        nn.Module.to(encoder, "cpu")
+    return latents
