@@ -1,51 +1,56 @@
 """``RUN/report.html``: one file that holds everything, made of ``report.json`` and ``pictures/`` alone."""
 
 import base64
-import io
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
-from decant.errors import refuse
 from decant.report import words
+from decant.report.pictures import picture_uri
 from decant.report.plot import Curve, Observation, Scatter, curve, scatter
 from decant.report.record import Cell, Model, Point, Report, Row, Score, Spread, read_report
 
-_SIDE = 256  # pictures are shown small; larger ones would only make the file heavy
-_FILTERS = (words.big, words.plain, words.percent, words.score, words.interval, words.spread, words.duration)
+_FILTERS = (
+    words.big, words.plain, words.percent, words.score, words.interval, words.difference, words.relative_interval,
+    words.spread, words.duration, words.part, words.conditions, words.requirements, words.python_string,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One picture as the page shows it; ``uri`` is empty where the file was not kept."""
+    """One picture as the page shows it; ``uri`` is empty where the file was not kept, ``told`` is its alt text."""
 
     model: str
+    role: str
     uri: str
     correct: bool | None
     wrong: str
+    told: str
 
 
 @dataclass(frozen=True)
 class _Gallery:
-    """Pictures of one caption and seed."""
+    """Pictures of one caption and seed, in the order of the models."""
 
     caption: str
     seed: int | None
-    cells: tuple[_Shown | None, ...]
+    cells: tuple[_Shown, ...]
 
 
 @dataclass(frozen=True)
 class _Line:
-    """The curve of one loss term, with its first and last value."""
+    """The curve of one loss term, its first and last value, and the curve in words."""
 
     term: str
     curve: Curve
     first: float
     last: float
+    told: str
 
 
 def write_report(run: Path) -> Path:
@@ -79,24 +84,33 @@ def _view(report: Report, run: Path) -> dict[str, Any]:
     key = words.main_score(report)
     teacher = next((model for model in models if model.role == "teacher"), None)
     observations = _observations(models, key)
-    names = [model.name for model in models]
+    conditions = sorted({words.conditions(model) for model in models} - {""})
+    style = files("decant.report").joinpath("style.css").read_text(encoding="utf-8")
     return {
         "report": report,
+        "style": style,
+        "style_hash": base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         "title": report.title or (f"{teacher.name} and its students" if teacher else "Distilled students"),
         "verdict": words.verdict(report),
+        "caution": words.caution(report),
         "models": models,
         "best": words.best_student(report),
         "key": key,
-        "counts": sorted({str(m.scores[key].n) for m in models if key in m.scores and m.scores[key].n}),
-        "agreement": words.AGREEMENT,
+        "counts": sorted({m.scores[key].n or 0 for m in models if key in m.scores} - {0}),
+        "same_conditions": conditions[0] if len(conditions) == 1 else None,
+        "timings": sorted({words.timing(model) for model in models} - {""}),
+        "rates": any(model.images_per_second for model in models),
+        "agreement": words.AGREEMENT if any(words.AGREEMENT in model.scores for model in models) else None,
         "attributes": [k for k in _score_keys(models) if key and k.startswith(f"{key}/")],
-        "further": [k for k in _score_keys(models) if k not in (key, words.AGREEMENT) and "/" not in k],
-        "speedups": {model.name: words.speedup(model, teacher) for model in models},
+        "further": [k for k in _score_keys(models) if k not in (key, words.AGREEMENT) and not _is_part(k, key)],
+        "notes": {k: words.score_notes(m.scores[k]) for m in models for k in m.scores},
+        "parts": list(dict.fromkeys(part for m in models for part in m.latency_ms if part != "picture")),
+        "relative_latency": {model.name: words.relative_latency(model, teacher) for model in models},
         "plots": _plots(observations, models, key),
         "roles": [r for r in ("teacher", "student", "control") if any(o.role == r for o in observations)],
-        "galleries": [_gallery(row, names, run) for row in report.pictures],
-        "training": {name: _lines(points) for name, points in report.training.items() if points},
-        "machine": report.machine.items() if isinstance(report.machine, dict) else [("", report.machine)],
+        "galleries": [_gallery(row, models, run) for row in report.pictures],
+        "training": _training(report),
+        "machine": report.machine if isinstance(report.machine, dict) else {"machine": report.machine},
     }
 
 
@@ -111,6 +125,10 @@ def _ordered(models: Sequence[Model]) -> list[Model]:
 
 def _score_keys(models: Sequence[Model]) -> list[str]:
     return list(dict.fromkeys(key for model in models for key in model.scores))
+
+
+def _is_part(key: str, main: str | None) -> bool:
+    return main is not None and key.startswith(f"{main}/")
 
 
 def _observations(models: Sequence[Model], key: str | None) -> list[Observation]:
@@ -131,68 +149,43 @@ def _ends(value: Spread | Score) -> tuple[float, float, float]:
     return middle, middle if low is None else low, middle if high is None else high
 
 
-def _plots(observations: Sequence[Observation], models: Sequence[Model], key: str | None) -> dict[str, Scatter]:
-    """The same plot for wide and for narrow screens: scaling one drawing would make its letters too small."""
-    if not observations:
+def _plots(observations: Sequence[Observation], models: Sequence[Model], key: str | None) -> dict[str, Any]:
+    """The same plot for wide and for narrow screens (scaling one would make its letters too small), and in words."""
+    if not observations or key is None:
         return {}
     share = all(model.scores[key].unit == "share" for model in models if key in model.scores)
     sizes = {"wide": (760, 400), "narrow": (350, 340)}
-    return {name: scatter(observations, width, height, share) for name, (width, height) in sizes.items()}
+    drawn: dict[str, Scatter] = {name: scatter(observations, *size, share) for name, size in sizes.items()}
+    return {"drawn": drawn, "told": words.plotted(observations, key, share)}
 
 
-def _gallery(row: Row, names: Sequence[str], run: Path) -> _Gallery:
-    cells = [_shown(name, row.models[name], run) if name in row.models else None for name in names]
+def _gallery(row: Row, models: Sequence[Model], run: Path) -> _Gallery:
+    """The row's pictures; a model without one has no cell."""
+    found = [(model, row.models[model.name]) for model in models if model.name in row.models]
+    cells = [_shown(model, cell, row.caption, run) for model, cell in found]
     return _Gallery(row.caption, row.seed, tuple(cells))
 
 
-def _shown(name: str, cell: Cell, run: Path) -> _Shown:
-    return _Shown(name, _picture_uri(run, cell.file), cell.correct, ", ".join(cell.wrong))
+def _shown(model: Model, cell: Cell, caption: str, run: Path) -> _Shown:
+    told = words.pictured(model.name, caption, cell)
+    return _Shown(model.name, model.role, picture_uri(run, cell.file), cell.correct, words.few(cell.wrong), told)
 
 
-def _picture_uri(run: Path, name: str) -> str:
-    """A picture as a PNG data URI of at most 256 pixels a side; "" where there is no such file.
-
-    Raises ``UserError`` where the name leaves RUN, by itself or through a link, or the file is no PNG.
-    """
-    hint = "report.json names its pictures as pictures/<model>/<index>.png"
-    if not _inside(run, name):
-        raise refuse("report.json pictures", f"{name!r} leaves the run", allowed="files inside the run", hint=hint)
-    if not _kept(run / name):
-        return ""
-    try:
-        with Image.open(run / name, formats=("PNG",)) as image:
-            small = image.convert("RGB")
-    except Exception as error:  # decoders raise anything on damaged input
-        raise refuse("report.json pictures", f"{name!r} does not decode", allowed="PNG files", hint=hint) from error
-    small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _inside(run: Path, name: str) -> bool:
-    """Whether a file name stays in the run, links followed."""
-    if "\0" in name or Path(name).is_absolute():
-        return False
-    try:
-        return (run / name).resolve().is_relative_to(run.resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        return False
-
-
-def _kept(file: Path) -> bool:
-    try:
-        return file.is_file()
-    except OSError:  # a name longer than the system allows
-        return False
+def _training(report: Report) -> dict[str, dict[str, Any]]:
+    """Curves and the held-out proof of everything that was trained."""
+    names = dict.fromkeys([*(name for name, points in report.training.items() if points), *report.held_out])
+    return {
+        name: {"lines": _lines(report.training.get(name, ())), "held_out": report.held_out.get(name)} for name in names
+    }
 
 
 def _lines(points: Sequence[Point]) -> list[_Line]:
     """One curve a loss term, in the order in which terms appear."""
-    terms = dict.fromkeys(term for point in points for term in point.losses)
-    lines = []
-    for term in terms:
-        steps = [point.step for point in points if term in point.losses]
-        values = [point.losses[term] for point in points if term in point.losses]
-        lines.append(_Line(term, curve(steps, values, 180, 48), values[0], values[-1]))
-    return lines
+    return [_line(term, points) for term in dict.fromkeys(term for point in points for term in point.losses)]
+
+
+def _line(term: str, points: Sequence[Point]) -> _Line:
+    values: Mapping[int, float] = {point.step: point.losses[term] for point in points if term in point.losses}
+    drawn = curve(list(values), list(values.values()), 210, 92)
+    first, *_, last = [*values.values(), *values.values()]
+    return _Line(term, drawn, first, last, words.drawn(term, first, last, drawn.x))

@@ -79,15 +79,20 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Curve:
-    """A small line: the points of an SVG polyline, and the last of them."""
+    """A small line in its frame: the points of an SVG polyline, the last of them, and the ends of both axes."""
 
+    width: int
+    height: int
+    frame: Box
     points: str
     end: tuple[float, float]
+    x: tuple[int, int]
+    y: tuple[float, float]
 
 
 def scatter(items: Sequence[Observation], width: int, height: int, percent: bool) -> Scatter:
     """Score against latency, with a tie from every control to its student. Shares go from 0 to 100 %."""
-    frame = Box(54, 16, width - 16, height - 48)
+    frame = Box(54, 16, width - 22, height - 48)
     x_values = [value for item in items for value in item.x]
     y_values = [value for item in items for value in item.y]
     x_ticks = _ticks(0.75 * min(x_values), 1.02 * max(x_values), 8 if width > 500 else 4)
@@ -96,19 +101,22 @@ def scatter(items: Sequence[Observation], width: int, height: int, percent: bool
     to_y = _linear(y_ticks[0], y_ticks[-1], frame.bottom, frame.top)
     centres = {item.name: (to_x(item.x[0]), to_y(item.y[0])) for item in items}
     marks = _labelled([_mark(item, to_x, to_y, centres) for item in items], frame)
-    x_words = tuple(Tick(to_x(value), f"{value:g}") for value in x_ticks)
-    y_words = tuple(Tick(to_y(value), f"{value:.0%}" if percent else f"{value:g}") for value in y_ticks)
+    x_words = tuple(Tick(to_x(value), f"{value:,g}") for value in x_ticks)
+    y_words = tuple(Tick(to_y(value), f"{value:.0%}" if percent else f"{value:,g}") for value in y_ticks)
     return Scatter(width, height, frame, marks, x_words, y_words)
 
 
-def curve(steps: Sequence[int], values: Sequence[float], width: float, height: float) -> Curve:
-    """Values over steps in a box of ``width`` x ``height``; logarithmic where all values are positive."""
+def curve(steps: Sequence[int], values: Sequence[float], width: int, height: int) -> Curve:
+    """Values over steps in a view box of ``width`` x ``height``; logarithmic where all values are positive."""
+    frame = Box(48, 8, width - 6, height - 18)
+    ends = (min(values), max(values))
     steps, values = _thinned(steps, 160), _thinned(values, 160)
-    heights = [math.log(value) for value in values] if min(values) > 0 else list(values)
-    to_x = _linear(steps[0], steps[-1], 2, width - 4)
-    to_y = _linear(min(heights), max(heights), height - 4, 4)
-    places = [(round(to_x(step), 1), round(to_y(value), 1)) for step, value in zip(steps, heights, strict=True)]
-    return Curve(" ".join(f"{x},{y}" for x, y in places), places[-1])
+    scale = math.log if ends[0] > 0 else float
+    to_x = _linear(steps[0], steps[-1], frame.left, frame.right)
+    to_y = _linear(scale(ends[0]), scale(ends[1]), frame.bottom, frame.top)
+    places = [(round(to_x(step), 1), round(to_y(scale(value)), 1)) for step, value in zip(steps, values, strict=True)]
+    points = " ".join(f"{x},{y}" for x, y in places)
+    return Curve(width, height, frame, points, places[-1], (steps[0], steps[-1]), ends)
 
 
 def _linear(low: float, high: float, start: float, end: float) -> Map:

@@ -8,14 +8,24 @@ report shows these where they are present::
     "data":     {"path", "used", "held_out", "skipped": [{"name", "reason"}]}
     "pictures": [{"caption", "seed", "models": {model name: {"file", "correct", "wrong": [attribute, ...]}}}]
     "training": {model name: [{"step", "losses": {term: value}}]}
+    "held_out": {model name: {"n", "output_error_before", "output_error_after"}}
     models[i]["control_of"]: the name of the student that a control is the undistilled twin of
-    models[i]["scores"][key]: {"value", "low", "high", "n", "relative_to_teacher", "unit", "better"}
+    "left_out": [{"score", "reason", "hint"}]
+    models[i]["device" | "dtype" | "sampler"]: conditions of its pictures
+    models[i]["measured"]: conditions of its times: {"device", "dtype", "size": [height, width], "steps",
+        "guidance_scale", "sampler", "warmup", "repeats", "threads", "interleaved"}
+    models[i]["measured_as"]: the model of the same networks whose times these are
+    models[i]["images_per_second"]: {"median", "low", "high", "n", "batch_size"}
+    models[i]["scores"][key]: {"value", "low", "high", "n", "relative_to_teacher", "relative_low", "relative_high",
+        "difference", "difference_low", "difference_high", "unit", "better", "features", "reference", "floor"}
 
 ``file`` is relative to RUN, as in ``pictures/bk-base/0.png``; ``correct`` may be null where nothing checks
-pictures. A score's ``unit`` is ``share`` (0 to 1, shown in percent; the default) or ``number``; ``better``
-is ``higher`` (the default) or ``lower``. The main score is ``scene_accuracy`` where any model has it, else
-the first of the first model. ``agreement_with_teacher`` has a column of its own;
-``scene_accuracy/<attribute>`` are the per-attribute scores.
+pictures. A score's ``unit`` is ``share`` (0 to 1, shown in percent; the default) or any other word, shown as a
+number; ``better`` is ``higher`` (the default) or ``lower``. ``relative_low`` and ``relative_high`` are the
+paired interval of ``relative_to_teacher``; ``difference`` is own minus the teacher's. The main score is
+``scene_accuracy`` where any model has it, else the first of the first model. ``agreement_with_teacher`` has a
+column of its own; ``scene_accuracy/<attribute>`` are the per-attribute scores; every other score is drawn by
+its unit.
 """
 
 import json
@@ -33,7 +43,7 @@ _READ = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Spread(BaseModel):
-    """A latency: median, with its low and high, of n repeats, in milliseconds."""
+    """A latency in milliseconds: median, with its low and high, of n repeats."""
 
     model_config = _READ
 
@@ -41,6 +51,29 @@ class Spread(BaseModel):
     low: float | None = None
     high: float | None = None
     n: Count | None = None
+
+
+class Rate(Spread):
+    """Pictures a second, ``batch_size`` at a time."""
+
+    batch_size: Count | None = None
+
+
+class Measured(BaseModel):
+    """What a model's times and memory were measured with."""
+
+    model_config = _READ
+
+    device: str | None = None
+    dtype: str | None = None
+    size: tuple[Count, Count] | None = None
+    steps: Count | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    warmup: Count | None = None
+    repeats: Count | None = None
+    threads: Count | None = None
+    interleaved: bool | None = None
 
 
 class Score(BaseModel):
@@ -53,7 +86,15 @@ class Score(BaseModel):
     high: float | None = None
     n: Count | None = None
     relative_to_teacher: float | None = None
-    unit: Literal["share", "number"] = "share"
+    relative_low: float | None = None
+    relative_high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    features: str | None = None
+    reference: str | None = None
+    floor: float | None = None
+    unit: str = "share"
     better: Literal["higher", "lower"] = "higher"
 
 
@@ -70,7 +111,13 @@ class Model(BaseModel):
     size_mb: float | None = None
     steps: Count | None = None
     guidance_scale: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+    sampler: str | None = None
     latency_ms: dict[str, Spread] = {}
+    images_per_second: Rate | None = None
+    measured: Measured | None = None
+    measured_as: str | None = None
     peak_memory_mb: float | None = None
     scores: dict[str, Score] = {}
     control_of: str | None = None
@@ -105,6 +152,16 @@ class Point(BaseModel):
     losses: dict[str, float]
 
 
+class HeldOut(BaseModel):
+    """Mean squared distance of a student's output to its teacher's on n pictures it was not trained on."""
+
+    model_config = _READ
+
+    n: Count
+    output_error_before: float
+    output_error_after: float
+
+
 class SkippedItem(BaseModel):
     """Something in the data that was left out."""
 
@@ -112,6 +169,16 @@ class SkippedItem(BaseModel):
 
     name: str
     reason: str
+
+
+class LeftOut(BaseModel):
+    """A score that could not be computed."""
+
+    model_config = _READ
+
+    score: str
+    reason: str = ""
+    hint: str = ""
 
 
 class DataNote(BaseModel):
@@ -140,6 +207,8 @@ class Report(BaseModel):
     data: DataNote | None = None
     pictures: tuple[Row, ...] = ()
     training: dict[str, tuple[Point, ...]] = {}
+    held_out: dict[str, HeldOut] = {}
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def read_report(run: Path) -> Report:

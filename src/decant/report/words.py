@@ -1,11 +1,16 @@
 """How the report writes numbers, and the sentences of its verdict."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
-from decant.report.record import Model, Report, Score, Spread
+from decant.report.plot import Observation
+from decant.report.record import Cell, Measured, Model, Report, Score, Spread
 
 MAIN = "scene_accuracy"
 AGREEMENT = "agreement_with_teacher"
+_FEW = 30  # pictures; below, an interval is wider than most differences between students
+_SHORT = {word: word.upper() for word in ("fid", "kid", "lpips", "mse")}
+_PARTS = {"text": "Text encoder", "unet": "One UNet call", "decode": "VAE decode"}
 _THIN = "\u202f"  # between a number and its unit, where no line may break
 
 
@@ -18,8 +23,13 @@ def main_score(report: Report) -> str | None:
 
 def title(key: str) -> str:
     """``scene_accuracy`` as ``Scene accuracy``."""
-    words = key.rsplit("/", 1)[-1].replace("_", " ").strip()
+    words = " ".join(_SHORT.get(word, word) for word in key.rsplit("/", 1)[-1].split("_") if word)
     return words[:1].upper() + words[1:]
+
+
+def part(key: str) -> str:
+    """A part of a picture's latency by its name in ``latency_ms``."""
+    return _PARTS.get(key, title(key))
 
 
 def big(value: float | None) -> str:
@@ -47,6 +57,25 @@ def percent(value: float | None, digits: int = 1) -> str:
 def score(value: Score) -> str:
     """A score in its unit."""
     return percent(value.value) if value.unit == "share" else plain(value.value)
+
+
+def score_notes(value: Score) -> tuple[str, ...]:
+    """What stands below the heading of a score: its unit, features and reference, and whether lower is better."""
+    unit = value.unit if value.unit not in ("share", "number") else ""
+    features = f"features: {value.features}" if value.features else ""
+    reference = f"against {value.reference}" if value.reference else ""
+    floor = f"real pictures: {plain(value.floor)}" if value.floor is not None else ""
+    said = (unit, features, reference, floor, "lower is better" if value.better == "lower" else "")
+    return tuple(note for note in said if note)
+
+
+def difference(value: Score) -> str:
+    """Own minus the teacher's with its paired interval, where the score is no share; those have a ratio."""
+    if value.difference is None or value.unit == "share":
+        return ""
+    if value.difference_low is None or value.difference_high is None:
+        return f"{value.difference:+.3g} to teacher’s"
+    return f"{value.difference:+.3g} ({value.difference_low:+.3g} to {value.difference_high:+.3g}) to teacher’s"
 
 
 def interval(value: Score) -> str:
@@ -91,30 +120,54 @@ def best_student(report: Report) -> Model | None:
 
 
 def verdict(report: Report) -> str:
-    """One sentence on the best student: what it kept, how fast it is, what distillation added."""
+    """One sentence on the best student: what it kept, at what latency, and what distillation added."""
     best, key = best_student(report), main_score(report)
     if best is None or key is None:
         return "No student has been scored yet."
-    teacher = next((model for model in report.models if model.role == "teacher"), None)
-    control = control_of(best, report.models)
-    clauses = [_kept(best, teacher, key), _faster(best, teacher), _gained(best, control, key)]
-    said = [clause for clause in clauses if clause]
-    joined = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
-    return f"{best.name} {joined}."
+    teacher = _teacher(report)
+    latency = relative_latency(best, teacher)
+    kept = _kept(best, teacher, key) + (f" at {latency:.2f}× the latency" if latency is not None else "")
+    gained = _gained(best, control_of(best, report.models), key)
+    return f"{best.name} {kept}{', and ' if gained else ''}{gained}."
+
+
+def caution(report: Report) -> str:
+    """What the verdict does not show, or nothing: too few pictures, or no difference from the teacher."""
+    best, key = best_student(report), main_score(report)
+    if best is None or key is None:
+        return ""
+    own = best.scores[key]
+    if own.n is not None and own.n < _FEW:
+        return f"Only {own.n} pictures a model: a first look. Differences smaller than the intervals may be chance."
+    if own.relative_low is not None and own.relative_high is not None and own.relative_low <= 1 <= own.relative_high:
+        return "The interval includes all of it: these pictures do not show the student to differ from its teacher."
+    return ""
+
+
+def _teacher(report: Report) -> Model | None:
+    return next((model for model in report.models if model.role == "teacher"), None)
 
 
 def _kept(best: Model, teacher: Model | None, key: str) -> str:
-    own = best.scores[key]
-    name = title(key).lower()
-    reached = f"reaches {score(own)} {name}"
+    own, name = best.scores[key], title(key)
+    name = name if name[:2].isupper() else name[:1].lower() + name[1:]
     if teacher is None or key not in teacher.scores:
-        return reached
+        return f"reaches {score(own)} {name}"
     against = f"{score(own)} against {score(teacher.scores[key])}"
     relative = _relative(own, teacher.scores[key])
     if own.better == "lower" or relative is None:
         return f"has {name} {against} for its teacher"
+    ends = relative_interval(own)
     counted = f", n\u00a0=\u00a0{own.n}" if own.n else ""
-    return f"keeps {percent(relative, 0)} of its teacher’s {name} ({against}{counted})"
+    share = percent(relative, 0) + (f" ({ends})" if ends else "")
+    return f"kept {share} of its teacher’s {name} ({against}{counted})"
+
+
+def relative_interval(value: Score) -> str:
+    """The ends of the paired interval of a score as a part of its teacher's, in percent, or nothing."""
+    if value.relative_low is None or value.relative_high is None:
+        return ""
+    return f"{100 * value.relative_low:.0f}–{100 * value.relative_high:.0f}"
 
 
 def _relative(own: Score, teacher: Score) -> float | None:
@@ -123,18 +176,82 @@ def _relative(own: Score, teacher: Score) -> float | None:
     return own.value / teacher.value if teacher.value > 0 else None
 
 
-def _faster(best: Model, teacher: Model | None) -> str:
-    ratio = speedup(best, teacher)
-    if ratio is None:
-        return ""
-    return f"draws a picture {ratio:.2f} times as fast" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long"
-
-
-def speedup(model: Model, teacher: Model | None) -> float | None:
-    """How many times faster per picture than the teacher, where both were timed."""
+def relative_latency(model: Model, teacher: Model | None) -> float | None:
+    """Latency per picture over the teacher's, where both were timed; below 1 is faster."""
     if teacher is None or "picture" not in model.latency_ms or "picture" not in teacher.latency_ms:
         return None
-    return teacher.latency_ms["picture"].median / model.latency_ms["picture"].median
+    return model.latency_ms["picture"].median / teacher.latency_ms["picture"].median
+
+
+def conditions(model: Model) -> str:
+    """What a model's pictures were drawn with: 25 ddim steps, guidance 4, float32 on cpu."""
+    return _joined(_sampling(model), _placed(model))
+
+
+def timing(model: Model) -> str:
+    """What a model's times were measured with, or nothing."""
+    how = model.measured
+    if how is None:
+        return ""
+    return _joined(
+        _sampling(how),
+        f"{how.size[0]} × {how.size[1]}{_THIN}px" if how.size else "",
+        _placed(how),
+        f"{how.threads} threads" if how.threads else "",
+        f"{how.repeats} repeats" + (f" after {how.warmup} to warm up" if how.warmup else "") if how.repeats else "",
+        "models in turn" if how.interleaved else "",
+    )
+
+
+def _sampling(how: Model | Measured) -> str:
+    if not how.steps:
+        return ""
+    guided = f", guidance {how.guidance_scale:g}" if how.guidance_scale is not None else ""
+    return f"{how.steps} {how.sampler + ' ' if how.sampler else ''}steps{guided}"
+
+
+def _placed(how: Model | Measured) -> str:
+    return " on ".join(word for word in (how.dtype, how.device) if word)
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def requirements(versions: Mapping[str, str]) -> str:
+    """Versions as lines of a requirements file; Python as a comment above them."""
+    python = [f"# Python {version}" for name, version in versions.items() if name == "python"]
+    return "\n".join(python + [f"{name}=={version}" for name, version in versions.items() if name != "python"])
+
+
+def python_string(text: str) -> str:
+    """A text as a Python literal."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def plotted(observations: Sequence[Observation], key: str, share: bool) -> str:
+    """The plot in words, for those who do not see it."""
+    said = [
+        f"{item.name} ({item.role}): {percent(item.y[0]) if share else plain(item.y[0])} at {plain(item.x[0])} ms"
+        for item in observations
+    ]
+    return f"{title(key)} against latency per picture. " + "; ".join(said) + "."
+
+
+def drawn(line_term: str, first: float, last: float, steps: tuple[int, int]) -> str:
+    """A loss curve in words."""
+    return f"{line_term} from {plain(first)} at step {steps[0]} to {plain(last)} at step {steps[1]}"
+
+
+def few(names: Sequence[str]) -> str:
+    """At most three names of what is wrong with a picture, and how many there are besides."""
+    return ", ".join(names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"])
+
+
+def pictured(model: str, caption: str, cell: Cell) -> str:
+    """A picture in words: whose it is, what was asked for, and what is wrong with it."""
+    judged = {None: "", True: ", right", False: ", wrong: " + (", ".join(cell.wrong) or "not as asked")}[cell.correct]
+    return f"{model}’s picture of “{caption}”{judged}"
 
 
 def _gained(best: Model, control: Model | None, key: str) -> str:

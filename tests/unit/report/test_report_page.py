@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,11 @@ from PIL import Image
 
 from decant.errors import UserError
 from decant.report.page import write_report
+from decant.report.pictures import picture_uri
 from decant.report.plot import Observation, curve, scatter
 from decant.report.words import big, duration
 
-_EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+_EVIL = "javascript:alert(1)</style></title><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
 
 
 class _Page(HTMLParser):
@@ -69,10 +71,12 @@ def _values() -> dict[str, Any]:
         "models": [
             _model("T", "teacher", 0.8, 900.0),
             _model("small", "student", 0.5, 400.0),
-            _model("best-one", "student", 0.72, 600.0),
+            _model("best-one", "student", 0.72, 600.0, path="runs/2/best-one"),
             _model("raw", "control", 0.1, 600.0, control_of="best-one"),
         ],
         "seconds": {"distill": 192.0},
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "held_out": {"small": {"n": 40, "output_error_before": 0.5, "output_error_after": 0.02}},
         "data": {"path": "pics", "used": 1000, "skipped": [{"name": "a.png", "reason": "torn"}]},
         "pictures": [
             {
@@ -100,16 +104,64 @@ def _write(run: Path, values: dict[str, Any]) -> _Page:
 
 def test_the_verdict_names_the_best_student_and_its_figures(tmp_path: Path) -> None:
     text = " ".join(_write(tmp_path, _values()).text.split())
-    # 0.72 / 0.8 = 90 %, 900 / 600 = 1.5, (0.72 - 0.1) * 100 = 62.
-    sentence = "best-one keeps 90 % of its teacher’s scene accuracy (72.0 % against 80.0 %, n = 128), "
-    assert sentence + "draws a picture 1.50 times as fast and stands 62.0 points above" in text
+    # 0.72 / 0.8 = 90 %, 600 / 900 = 0.67, (0.72 - 0.1) * 100 = 62.
+    sentence = (
+        "best-one kept 90 % of its teacher’s scene accuracy (72.0 % against 80.0 %, n = 128) at 0.67× the latency, "
+    )
+    assert sentence + "and stands 62.0 points above the same cut left undistilled (10.0 %)." in text
+
+
+def test_the_verdict_has_the_paired_interval(tmp_path: Path) -> None:
+    values = _values()
+    score = values["models"][2]["scores"]["scene_accuracy"]
+    score |= {"relative_to_teacher": 0.9, "relative_low": 0.841, "relative_high": 0.949}
+    text = " ".join(_write(tmp_path, values).text.split())
+    assert "best-one kept 90 % (84–95) of its teacher’s scene accuracy" in text and "do not show" not in text
+    score["relative_high"] = 1.02
+    assert "do not show the student to differ from its teacher" in _write(tmp_path, values).text
+    score["n"] = 12
+    assert "Only 12 pictures a model" in _write(tmp_path, values).text
+
+
+def test_any_score_is_drawn_by_its_unit(tmp_path: Path) -> None:
+    values = _values()
+    fid = {"value": 3.14159, "low": 2.9, "high": 3.4, "unit": "number", "better": "lower", "floor": 0.41}
+    fid |= {"features": "of a small network", "reference": "90 renders", "difference": 0.5}
+    fid |= {"difference_low": 0.2, "difference_high": 0.8}
+    values["models"][1]["scores"] |= {"fid_small": fid, "sharpness": {"value": 7.5, "unit": "dB"}}
+    values["left_out"] = [{"score": "kid_inception", "reason": "no weights", "hint": "put them there"}]
+    text = " ".join(_write(tmp_path, values).text.split())
+    for words in (
+        "FID small", "lower is better", "features: of a small network", "against 90 renders", "real pictures: 0.41",
+        "3.14", "2.9–3.4", "+0.5 (+0.2 to +0.8) to teacher’s", "Sharpness", "dB", "7.5",
+        "KID inception was left out: no weights",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_conditions_of_times_stand_beside_them(tmp_path: Path) -> None:
+    values = _values()
+    for model in values["models"]:
+        model |= {"steps": 25, "sampler": "ddim", "guidance_scale": 4.0, "dtype": "float32", "device": "cpu"}
+        model["measured"] = {"size": [64, 48], "steps": 9, "warmup": 1, "repeats": 5, "threads": 2, "interleaved": True}
+        model["latency_ms"]["unet"] = {"median": 12.3}
+        model["images_per_second"] = {"median": 3.21, "batch_size": 16}
+        model["peak_memory_mb"] = 1234.5
+    text = " ".join(_write(tmp_path, values).text.split())
+    for words in (
+        "25 ddim steps, guidance 4, float32 on cpu", "9 steps, 64 × 48 px, 2 threads, 5 repeats after 1 to warm up",
+        "models in turn", "One UNet call", "12.3", "3.21", "batch 16", "1,234",
+    ):  # fmt: skip
+        assert words in text, words
 
 
 def test_the_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     page = _write(tmp_path, _values())
     assert not page.named("script") and not page.named("link") and not page.named("iframe")
-    addresses = [value for _, a in page.tags for key, value in a.items() if key in ("src", "href", "xlink:href")]
+    addresses = [value for _, a in page.tags for key, value in a.items() if key in ("src", "xlink:href")]
     assert len(addresses) == 2 and all(str(a).startswith("data:image/png;base64,") for a in addresses)
+    ids = {a["id"] for _, a in page.tags if "id" in a}
+    assert all(str(a["href"]).startswith("#") and str(a["href"])[1:] in ids for a in page.named("a"))
     for words in (
         "859.5 M",
         "decant quickstart",
@@ -117,6 +169,11 @@ def test_the_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
         "1,000 pictures used",
         "1 skipped",
         "a.png: torn",
+        "torch==2.15.0",
+        "# Python 3.11.7",
+        'from_pretrained("runs/2/best-one")',
+        "On 40 pictures that training never saw",
+        "from 0.5 as cut to 0.02 distilled",
     ):
         assert words in " ".join(page.text.split()), words
     for words in ("a red ring", "seed 7", "✓", "✗ shape, colour", "not kept", "Shape", "0.0123", "task"):
@@ -131,11 +188,23 @@ def test_pictures_are_inside_and_small(tmp_path: Path) -> None:
     assert [image.getpixel((3, 3)) for image in images] == [(255, 0, 0), (0, 0, 255)]
 
 
+def test_photographs_and_noise_stay_light(tmp_path: Path) -> None:
+    """What an untrained network draws at 512 pixels packs worst; 100 such pictures must fit in a few MB."""
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    run = tmp_path / "run"
+    (run / "pictures").mkdir(parents=True)
+    Image.fromarray(noise).save(run / "pictures" / "n.png")
+    uri = picture_uri(run, "pictures/n.png")
+    kind, _, content = uri.partition(";base64,")
+    assert kind == "data:image/webp" and len(uri) < 45_000
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (256, 256)
+
+
 def test_each_control_stands_after_its_student(tmp_path: Path) -> None:
     values = _values()
     values["models"] = [values["models"][i] for i in (3, 1, 2, 0)]
-    gallery = _write(tmp_path, values).text.split("Pictures side by side")[1].split("a red ring")[0]
-    assert gallery.split("Caption")[1].split() == ["T", "small", "best-one", "raw"]
+    cells = _write(tmp_path, values).text.split("Pictures side by side")[1].split("seed 7")[1].split("Training")[0]
+    assert [word for word in cells.split() if word in ("T", "small", "best-one", "raw")] == ["T", "small", "raw"]
 
 
 def test_what_is_optional_may_be_missing(tmp_path: Path) -> None:
@@ -160,15 +229,18 @@ def test_text_from_outside_stays_text(tmp_path: Path) -> None:
     values["versions"] = {_EVIL: _EVIL}
     values["training"] = {_EVIL: [{"step": 0, "losses": {_EVIL: 1.0}}]}
     values["data"] = {"path": _EVIL, "skipped": [{"name": _EVIL, "reason": _EVIL}]}
-    values["models"][1]["name"] = _EVIL
+    values["left_out"] = [{"score": _EVIL, "reason": _EVIL}]
+    values["models"][1] |= {"name": _EVIL, "path": _EVIL, "sampler": _EVIL, "steps": 3}
+    values["models"][1]["scores"]["odd"] = {"value": 1, "unit": _EVIL, "features": _EVIL}
     values["models"][1]["scores"][_EVIL] = {"value": 1}
     values["models"][1]["scores"]["scene_accuracy/" + _EVIL] = {"value": 1}
     values["pictures"][0]["caption"] = _EVIL
     cell = {"file": "pictures/T/0.png", "correct": False, "wrong": [_EVIL]}
     values["pictures"][0]["models"] = {_EVIL: cell}
     page = _write(tmp_path, values)
-    assert not page.named("script") and page.text.count(_EVIL) >= 12
-    assert all(not key.startswith("on") for _, attributes in page.tags for key in attributes)
+    assert not page.named("script") and len(page.named("style")) == 1 and page.text.count(_EVIL) >= 12
+    assert all(not key.startswith("on") and key != "style" for _, attributes in page.tags for key in attributes)
+    assert all(str(a["href"]).startswith("#") for a in page.named("a"))
     assert {str(image["src"])[:15] for image in page.named("img")} == {"data:image/png;"}
 
 
@@ -257,10 +329,12 @@ def test_a_control_is_tied_to_its_student_and_has_no_label() -> None:
 @settings(max_examples=60, deadline=None)
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=700))
 def test_a_curve_stays_in_its_box_and_ends_with_its_last_value(values: list[float]) -> None:
-    drawn = curve(list(range(len(values))), values, 180, 48)
+    drawn = curve(list(range(len(values))), values, 210, 92)
     points = [tuple(map(float, point.split(","))) for point in drawn.points.split()]
     assert len(points) == min(len(values), 160) and points[-1] == drawn.end
-    assert all(0 <= x <= 180 and 0 <= y <= 48 for x, y in points)
+    inside = drawn.frame
+    assert all(inside.left <= x <= inside.right and inside.top <= y <= inside.bottom for x, y in points)
+    assert drawn.y == (min(values), max(values)) and drawn.x == (0, len(values) - 1)
     if values[-1] > values[0]:
         assert points[-1][1] <= points[0][1]
 
