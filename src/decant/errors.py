@@ -1,5 +1,6 @@
 """The one error that says: the user can mend this."""
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,3 +19,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written: no space, no quota, or too large a file."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # safetensors tells of the operating system's error in words alone.
+    return any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))

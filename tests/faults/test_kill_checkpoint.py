@@ -2,6 +2,8 @@
 
 import json
 import logging
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from decant.train import checkpoint
 
 TENSORS = {
     "weights": {"a": torch.arange(6.0).view(2, 3)},
-    "ema": {},
+    "ema": {"a": torch.arange(6.0).view(2, 3) / 2},
     "optimizer": {"a/step": torch.tensor(3.0)},
 }
+
+
+SEED = random.randrange(2**32)  # printed with what fails
+CHANCE = random.Random(SEED)
 
 
 def written(work: Path, *steps: int) -> None:
@@ -34,7 +40,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     found = checkpoint.latest(tmp_path)
     assert found is not None and found.scalars == {"updates": {"student": 3}, "lr": 0.1}
     assert torch.equal(found.tensors("weights")["a"], TENSORS["weights"]["a"])
-    assert found.tensors("optimizer")["a/step"].shape == () and found.tensors("ema") == {}
+    assert found.tensors("optimizer")["a/step"].shape == () and found.tensors("other") == {}
 
 
 def test_the_last_two_stay(tmp_path: Path) -> None:
@@ -48,24 +54,82 @@ def _truncate(path: Path) -> None:
 
 
 def _flip(path: Path) -> None:
-    held = bytearray(path.read_bytes())
-    held[-1] ^= 1
-    path.write_bytes(held)
+    """One bit, anywhere."""
+    stored = bytearray(path.read_bytes())
+    bit = CHANCE.randrange(8 * len(stored))
+    stored[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(stored)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: CHANCE.randrange(path.stat().st_size)])
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + CHANCE.randbytes(CHANCE.randint(1, 5000)))
+
+
+def _scramble(path: Path) -> None:
+    path.write_bytes(CHANCE.randbytes(path.stat().st_size))
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def _other(path: Path) -> None:
     save_file({"a": torch.ones(2, 3)}, path)
 
 
-@pytest.mark.parametrize("damage", [_truncate, _flip, _other, Path.unlink])
-def test_damaged_tensors_are_skipped_with_a_warning(
-    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+DAMAGES = [_truncate, _flip, _flip, _flip, _cut, _lengthen, _scramble, _make_folder, _other, Path.unlink]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_file_costs_one_checkpoint_and_is_told(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written(tmp_path, 1, 2)
-    damage(tmp_path / "step-00000002" / "weights.safetensors")
-    with caplog.at_level(logging.WARNING):
-        assert newest(tmp_path) == 1
-    assert "step-00000002" in caplog.text
+    print(f"seed {SEED}")
+    for number, damage in enumerate(DAMAGES):
+        work = tmp_path / str(number)
+        written(work, 1, 2)
+        damage(work / "step-00000002" / name)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = checkpoint.latest(work)
+        assert found is not None and found.step == 1, damage
+        assert torch.equal(found.tensors("weights")["a"], TENSORS["weights"]["a"])
+        assert "step-00000002" in caplog.text and "skipped" in caplog.text, damage
+
+
+def test_what_does_not_belong_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:
+    written(tmp_path, 10, 11)
+    save_file({"a": torch.ones(1)}, tmp_path / "step-00000011" / "other.safetensors")
+    for name in ("step-1x2", "step-", "steps", ".tmp-file"):
+        (tmp_path / name).write_text("no checkpoint")
+    (tmp_path / "step-00000012").write_text("no folder")
+    shutil.copytree(tmp_path / "step-00000010", tmp_path / "step-00000099")  # a copy under another step's name
+    found = checkpoint.latest(tmp_path)
+    assert found is not None and found.step == 11 and found.tensors("other") == {}
+    written(tmp_path, 13)
+    assert newest(tmp_path) == 13
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_stay_as_are_asked_for(tmp_path: Path, keep: int) -> None:
+    for step in range(10, 15):
+        checkpoint.write(tmp_path, step, TENSORS, {}, keep)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in range(15 - keep, 15)]
+
+
+@pytest.mark.parametrize("group", ["weights", "ema", "optimizer"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nothing_that_is_not_finite_is_ever_written(tmp_path: Path, group: str, bad: float) -> None:
+    written(tmp_path, 1)
+    spoilt = {**TENSORS, group: {"b": torch.tensor([1.0, bad])}}
+    with pytest.raises(UserError, match=rf"step 2: {group} b"):
+        checkpoint.write(tmp_path, 2, spoilt, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"] and newest(tmp_path) == 1
 
 
 def _rewritten(path: Path) -> None:

@@ -133,8 +133,11 @@ class TrainState:
         self.updates[player] += 1
         return lr
 
-    def save(self, work: Path) -> None:
-        """Write a checkpoint into ``work`` (``RUN/.work``). Call it between updates, from every rank."""
+    def save(self, work: Path, keep: int = 2) -> None:
+        """Write a checkpoint into ``work`` (``RUN/.work``), where the newest ``keep`` stay.
+
+        Call it between updates, from every rank. Raises UserError where the disk refuses.
+        """
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             scalars = {
@@ -143,7 +146,7 @@ class TrainState:
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             tensors = {"weights": self._weights(), "ema": self._averages(), "optimizer": self._moments()}
-            checkpoint.write(work, self.step, tensors, scalars)
+            checkpoint.write(work, self.step, tensors, scalars, keep)
         self.accelerator.wait_for_everyone()
 
     def resume(self, work: Path) -> bool:
