@@ -70,7 +70,7 @@ def run(
     Parameters
     ----------
     recipe: a preset's name (`decant recipes`) or a YAML file.
-    teacher: a pipeline folder, a hub id, or `scenes`.
+    teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
     out: where the run goes.
     data: a folder of pictures with captions.
     cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
@@ -117,7 +117,7 @@ def prune(
 
     Parameters
     ----------
-    teacher: a pipeline folder, a hub id, `scenes`, or with --dry-run an architecture (`sd15`, `sd21`, `musetalk`).
+    teacher: a pipeline folder, one .safetensors file, a hub id, `scenes`, or with --dry-run a name (`sd15`, `sd21`).
     student: bk-base, bk-small or bk-tiny.
     out: the student's pipeline folder.
     dry_run: print what would come out, without loading weights.
@@ -155,7 +155,7 @@ def distill(
     Parameters
     ----------
     student: the student's pipeline folder.
-    teacher: a pipeline folder, a hub id, or `scenes`.
+    teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
     data: a folder of pictures with captions.
     out: the distilled student's pipeline folder.
     seed: of every draw.
@@ -189,7 +189,7 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
     Parameters
     ----------
     models: pipeline folders or hub ids; the teacher is always scored too.
-    teacher: a pipeline folder, a hub id, or `scenes`.
+    teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
     out: a folder for report.json, report.html and pictures.
     data: a folder of pictures with captions; without it, captions of held-out scenes.
     images: captions, one picture each.
@@ -227,7 +227,7 @@ def generate(  # noqa: PLR0913 (the options of a picture)
 
     Parameters
     ----------
-    model: a pipeline folder, a hub id, or `scenes`.
+    model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
     prompt: one or more.
     out: a folder for the pictures.
     steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25.
@@ -257,7 +257,7 @@ def show(model: str, *, json: Json = False) -> None:
 
     Parameters
     ----------
-    model: a pipeline folder, a hub id, or `scenes`.
+    model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
     """
     from decant.stages.draw import describe
 
@@ -266,6 +266,21 @@ def show(model: str, *, json: Json = False) -> None:
     lineage = [step.get("stage", "?") for step in document["record"].get("lineage", [])]
     own = document["record"].get("stage")
     say(document, json, text + (f"\nmade by: {' -> '.join([*lineage, own])}" if own else ""))
+
+
+@app.command
+def export(model: str, *, out: Path, json: Json = False) -> None:
+    """Write a model of Stable Diffusion 1.x layout as one .safetensors file, as people download them.
+
+    Parameters
+    ----------
+    model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+    out: the file, ending in .safetensors.
+    """
+    from decant.cli import work
+
+    work.export_single_file(model, out)
+    say({"model": model, "file": str(out)}, json, str(out))
 
 
 @app.command

@@ -92,6 +92,18 @@ def preview_prune(teacher: str, student: str) -> dict[str, Any]:
     }
 
 
+def export_single_file(model: str, out: Path) -> None:
+    """A model as one file, in the dtype that it is stored in."""
+    from decant.models.load import load, stored_dtype
+    from decant.models.single_file import write_single_file
+
+    if out.suffix != ".safetensors":
+        raise refuse("--out", out, allowed="a file name that ends in .safetensors", hint=f"{out}.safetensors")
+    if out.exists():
+        raise refuse("--out", f"{out} exists", allowed="a new file", hint="name another, or remove this one")
+    write_single_file(load(model, dtype=stored_dtype(model)), out)
+
+
 def settings_of(kind: str, sets: Sequence[str]) -> dict[str, Any]:
     """``key=value`` words as settings of one stage; ``kind.key=value`` is understood too."""
     values: dict[str, Any] = {}

@@ -49,11 +49,13 @@ def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int =
 
 
 def size_mb(folder: Path) -> float:
-    """Megabytes (10**6 bytes) of all files in a pipeline folder.
+    """Megabytes (10**6 bytes) of all files in a pipeline folder, or of a model that is one file.
 
     Raises:
-        UserError: when the folder is not there.
+        UserError: when it is not there.
     """
+    if folder.is_file():
+        return folder.stat().st_size / 1e6
     if not folder.is_dir():
         raise refuse("folder", folder, allowed="a folder", hint="give a pipeline folder that decant wrote")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

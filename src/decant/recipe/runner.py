@@ -205,10 +205,10 @@ def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Pa
 
 
 def _of_teacher(teacher: str) -> str:
-    """The fingerprint of a teacher's folder; a hub id or a name stands for itself."""
+    """The fingerprint of a teacher's folder or file; a hub id or a name stands for itself."""
     shipped = Path(str(resources.files("decant.scenes") / "teacher"))
     folder = shipped if teacher == "scenes" else Path(teacher)
-    return _fingerprint(folder) if folder.is_dir() else teacher
+    return _fingerprint(folder) if folder.exists() else teacher
 
 
 def _fingerprint(folder: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from decant.models.device import Device, pick
 from decant.models.generate import Sampler, generate
-from decant.models.load import folder_of, load
+from decant.models.load import load, place_of
 from decant.stages.pictures import save_picture
 from decant.stages.record import figures_of, read_record
 
@@ -48,4 +48,4 @@ def draw_to(  # noqa: PLR0913 (the options of a picture)
 def describe(model: str) -> dict[str, Any]:
     """Family, parameters, MACs and the record of a model."""
     pipeline = load(model)
-    return {"family": "sd1", **figures_of(pipeline.unet), "record": read_record(folder_of(model))}
+    return {"family": "sd1", **figures_of(pipeline.unet), "record": read_record(place_of(model))}

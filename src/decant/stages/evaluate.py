@@ -17,7 +17,7 @@ from decant.models.cost import size_mb
 from decant.models.device import Device, pick
 from decant.models.families.sd1 import SD1
 from decant.models.generate import Sampler, generate
-from decant.models.load import folder_of, load
+from decant.models.load import load, place_of
 from decant.stages.asked import Asked, Captions, HeldOut, asked
 from decant.stages.encode import encode_data
 from decant.stages.output_error import output_error
@@ -134,7 +134,7 @@ def _entry(
         **({"control_of": twin} if twin else {}),
         "path": str(source),
         **figures_of(pipeline.unet),
-        "size_mb": round(size_mb(folder_of(source)), 3),
+        "size_mb": round(size_mb(place_of(source)), 3),
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "device": str(pipeline.unet.device),
         "sampler": settings.sampler,

@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from decant.errors import UserError
-from decant.models.load import architecture, fingerprint, folder_of, load, save, unet_config, with_unet
+from decant.models.load import architecture, fingerprint, load, place_of, save, unet_config, with_unet
 
 PARTS = ("unet", "vae", "text_encoder")
 WEIGHTS = {
@@ -44,7 +44,7 @@ def test_a_folder_opens_as_it_was_saved(folder: Path, pipeline: StableDiffusionP
     assert opened.safety_checker is None
     assert not any(getattr(opened, part).training for part in PARTS)
     assert load(str(folder)).scheduler.config.steps_offset == 1
-    assert folder_of(str(folder)) == folder
+    assert place_of(str(folder)) == folder
 
 
 def test_opened_weights_lie_where_kernels_round_alike(folder: Path, pipeline: StableDiffusionPipeline) -> None:
@@ -207,8 +207,8 @@ def test_a_relative_misspelling_is_not_taken_for_a_hub_id(folder: Path, monkeypa
         load(f"{folder.parent.name}/techer")
 
 
-def test_a_file_is_not_a_folder(folder: Path) -> None:
-    with pytest.raises(UserError, match="not a file"):
+def test_a_component_is_not_a_model(folder: Path) -> None:
+    with pytest.raises(UserError, match="one component of a diffusers folder"):
         load(folder / "unet" / WEIGHTS["unet"])
 
 
