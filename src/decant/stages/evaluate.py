@@ -147,13 +147,14 @@ def _entry(
 
 
 def _role(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | None]:
-    """Teacher, student, or control: a cut that another of the models was distilled from."""
+    """Teacher, student, or control: a cut, not distilled, of the kind that another of the models was distilled as."""
     if name == "teacher":
         return "teacher", None
+    own = read_record(models[name])
     for other, source in models.items():
         record = read_record(source) if other != "teacher" else {}
-        start = record.get("parents", {}).get(next(iter(record.get("takes", [])), ""), {}).get("path")
-        if record.get("stage") == "distill" and start and Path(start).resolve() == Path(models[name]).resolve():
+        alike = "student" in own and record.get("student") == own["student"]
+        if alike and (own.get("stage"), record.get("stage")) == ("prune", "distill"):
             return "control", other
     return "student", None
 

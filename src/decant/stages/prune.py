@@ -1,13 +1,14 @@
 """Cut a student out of a teacher: block removal, weights inherited, the map kept."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from decant.models.cost import macs, parameters
-from decant.models.load import cast, load, save, stored_dtype, with_unet
-from decant.models.surgery.bk import Student, bk
+from decant.models.load import cast, load, save, stored_dtype, unet_config, with_unet
+from decant.models.surgery.bk import Student, bk, feature_pairs
 from decant.models.surgery.surgery import Surgery, build
-from decant.stages.record import figures_of, inherited
+from decant.stages.record import figures_of, inherited, surgery_map_of
 from decant.stages.stage import Inputs, Settings, Stage
 
 
@@ -18,10 +19,15 @@ class Prune(Settings):
 
 
 def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
-    """Cut the UNet of ``inputs.source``; everything else of its pipeline is kept as it is."""
+    """Cut the UNet of ``inputs.source``; everything else of its pipeline is kept as it is.
+
+    The source may be a student that was cut before, and distilled: its map then leads on to the teacher.
+    """
     pipeline = load(inputs.source)
     before = parameters(pipeline.unet)
-    surgery = bk(dict(pipeline.unet.config), pipeline.unet.state_dict(), settings.student)
+    surgery = _to_teacher(
+        bk(dict(pipeline.unet.config), pipeline.unet.state_dict(), settings.student), settings, inputs
+    )
     unet = build(surgery)
     save(cast(with_unet(pipeline, unet), stored_dtype(inputs.source)), out)
     after = parameters(unet)
@@ -33,6 +39,15 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
         "figures": figures_of(unet),
         **inherited(inputs.source),
     }
+
+
+def _to_teacher(surgery: Surgery, settings: Prune, inputs: Inputs) -> Surgery:
+    """The same cut with a map to the teacher of ``inputs``, where the source is a student of its."""
+    earlier = None if str(inputs.source) == inputs.teacher else surgery_map_of(inputs.source)
+    if earlier is None:
+        return surgery
+    features = feature_pairs(unet_config(inputs.teacher), settings.student)
+    return replace(surgery, surgery_map=surgery.surgery_map.after(earlier, features))
 
 
 def preview(surgery: Surgery) -> dict[str, Any]:

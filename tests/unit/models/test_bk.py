@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from decant.errors import UserError
 from decant.models.load import architecture, save, with_unet
-from decant.models.surgery.bk import Student, bk
-from decant.models.surgery.surgery import Surgery, SurgeryMap, build, layer_map, skeleton
+from decant.models.surgery.bk import Student, bk, feature_pairs
+from decant.models.surgery.surgery import Surgery, SurgeryMap, build, layer_map, pick, skeleton
 
 STUDENTS: tuple[Student, ...] = ("bk-base", "bk-small", "bk-tiny")
 TINY: dict[str, Any] = {
@@ -223,12 +223,47 @@ def test_what_is_not_of_the_layout_is_refused(config: dict[str, Any], student: S
         bk({**TINY, **config}, {}, student)
 
 
-def test_a_cut_network_cannot_be_cut_again() -> None:
+def test_a_cut_network_is_not_cut_where_nothing_is_left_to_cut() -> None:
     unet = teacher()
-    for student in STUDENTS:
+    for number, student in enumerate(STUDENTS):
         surgery = bk(unet.config, unet.state_dict(), student)
-        with pytest.raises(UserError):
-            bk(surgery.config, surgery.weights, "bk-base")
+        for again in STUDENTS[: number + 1]:
+            with pytest.raises(UserError):
+                bk(surgery.config, surgery.weights, again)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("bk-base", "bk-small"), ("bk-base", "bk-tiny"), ("bk-small", "bk-tiny")]
+)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_two_cuts_are_one(config: dict[str, Any], first: Student, second: Student) -> None:
+    unet = teacher(**config)
+    if first == "bk-base" and second == "bk-small" and unet.mid_block is None:
+        pytest.skip("nothing is left to cut")
+    once = bk(unet.config, unet.state_dict(), second)
+    before = bk(unet.config, unet.state_dict(), first)
+    twice = bk(before.config, before.weights, second)
+    assert twice.config == once.config
+    assert all(torch.equal(weight, twice.weights[name]) for name, weight in once.weights.items())
+    features = feature_pairs(unet.config, second)
+    assert twice.surgery_map.after(before.surgery_map, features) == once.surgery_map
+
+
+@given(st.data())
+def test_indices_of_indices(data: st.DataObject) -> None:
+    """A tensor cut twice is the tensor cut once by the composed map, whatever axes either cut narrows."""
+
+    def narrowed(shape: tuple[int, ...]) -> dict[int, list[int]]:
+        chosen = {axis: data.draw(st.lists(st.integers(0, size - 1), min_size=1)) for axis, size in enumerate(shape)}
+        return {axis: chosen[axis] for axis in data.draw(st.sets(st.sampled_from(range(len(shape)))))}
+
+    tensor = torch.arange(60).reshape(3, 4, 5)
+    first = SurgeryMap({"b": "a"}, {"b": narrowed(tuple(tensor.shape))})
+    middle = pick(tensor, first.kept["b"])
+    second = SurgeryMap({"c": "b"}, {"c": narrowed(tuple(middle.shape))})
+    composed = second.after(first, {})
+    assert composed.parameters == {"c": "a"}
+    assert torch.equal(pick(middle, second.kept["c"]), pick(tensor, composed.kept.get("c", {})))
 
 
 def test_unknown_student_gets_the_nearest_name() -> None:

@@ -3,6 +3,7 @@
 Kim et al., "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", arXiv 2305.15798.
 The paper cuts two layers per block to one; here any number is cut to one: a down block keeps its first pair,
 an up block its first and its last (the last resnet alone takes the skip of the level above, so no other fits).
+A Base may be cut on to Small and a Small to Tiny, which gives the map and the shapes of the one cut.
 """
 
 import inspect
@@ -125,11 +126,11 @@ def _foreign(key: str, config: Mapping[str, Any]) -> UserError:
 def _check_cut(config: Mapping[str, Any], student: Student) -> None:
     """Refuse a teacher with nothing left to cut, or whose widths give bk-tiny channels without a source."""
     widths = config["block_out_channels"]
-    if min(_layers(config)) < 2:
+    if min(_layers(config)) < 2 and not _cuts_on(config, student):
         raise refuse(
             "unet.layers_per_block",
             config["layers_per_block"],
-            allowed="2 or more in every block",
+            allowed="2 or more in every block, or a bk-base cut on to bk-small or bk-tiny, or a bk-small to bk-tiny",
             hint="this network is already cut: use the teacher it came from",
         )
     if student == "bk-tiny" and widths[-1] < widths[-2]:
@@ -139,6 +140,19 @@ def _check_cut(config: Mapping[str, Any], student: Student) -> None:
             allowed="for bk-tiny, a last level at least as wide as the one before",
             hint="use bk-small, which keeps the last level",
         )
+
+
+def _cuts_on(config: Mapping[str, Any], student: Student) -> bool:
+    """Whether a network with one layer in every block has something left that ``student`` goes without."""
+    if set(_layers(config)) != {1}:
+        return False
+    match student:
+        case "bk-base":
+            return False
+        case "bk-small":
+            return config["mid_block_type"] is not None
+        case "bk-tiny":
+            return True
 
 
 def _student_config(teacher: Mapping[str, Any], student: Student) -> dict[str, Any]:

@@ -41,6 +41,24 @@ class SurgeryMap:
         }
         return cls(dict(document["parameters"]), kept, dict(document["features"]))
 
+    def after(self, earlier: "SurgeryMap", features: Mapping[str, str]) -> "SurgeryMap":
+        """This cut of a student as one cut of that student's teacher, to which ``earlier`` leads.
+
+        ``features`` pairs with the teacher's modules: what a loss compares is the method's choice and does not follow
+        from two maps.
+        """
+        parameters = {name: earlier.parameters[source] for name, source in self.parameters.items()}
+        kept = {name: self._kept_after(name, earlier) for name in parameters}
+        return SurgeryMap(parameters, {name: axes for name, axes in kept.items() if axes}, dict(features))
+
+    def _kept_after(self, name: str, earlier: "SurgeryMap") -> dict[int, list[int]]:
+        """Indices of indices, axis by axis."""
+        own, before = self.kept.get(name, {}), earlier.kept.get(self.parameters[name], {})
+        axes = {axis: list(indices) for axis, indices in before.items() if axis not in own}
+        for axis, indices in own.items():
+            axes[axis] = [before[axis][index] for index in indices] if axis in before else list(indices)
+        return axes
+
 
 @dataclass(frozen=True)
 class Surgery:
