@@ -23,7 +23,9 @@ app.command(scenes_app)
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Sets = Annotated[
     tuple[str, ...],
-    Parameter(name="--set", help="stage.key=value; may be given again", consume_multiple=True),
+    Parameter(
+        name="--set", help="stage.key=value; may be given again", consume_multiple=True, negative="", show_default=False
+    ),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSON document on stdout")]
 
@@ -42,10 +44,9 @@ def say(document: Any, as_json: bool, text: str) -> None:
 def quickstart(*, out: Path = Path("runs/quickstart"), full: bool = False, json: Json = False) -> None:
     """The whole way on the shipped scenes teacher: cut, distil, evaluate, report; on a CPU, in minutes.
 
-    Parameters
-    ----------
-    out: where the run goes.
-    full: the longer recipe.
+    Args:
+        out: where the run goes.
+        full: the longer recipe.
     """
     from decant.cli import work
 
@@ -67,14 +68,13 @@ def run(
 ) -> None:
     """Run a recipe or preset into a folder; the same command goes on where it stopped.
 
-    Parameters
-    ----------
-    recipe: a preset's name (`decant recipes`) or a YAML file.
-    teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
-    out: where the run goes.
-    data: a folder of pictures with captions.
-    cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
-    dry_run: print the resolved recipe and run nothing.
+    Args:
+        recipe: a preset's name (`decant recipes`) or a YAML file.
+        teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        out: where the run goes.
+        data: a folder of pictures with captions.
+        cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
+        dry_run: print the resolved recipe and run nothing.
     """
     from decant.cli import work
 
@@ -90,9 +90,8 @@ def run(
 def recipes(name: str | None = None, *, json: Json = False) -> None:
     """List the presets, or print one.
 
-    Parameters
-    ----------
-    name: the preset to print.
+    Args:
+        name: the preset to print.
     """
     from decant.recipe.schema import list_recipes, preset_text
 
@@ -115,12 +114,11 @@ def prune(
 ) -> None:
     """Cut a student out of a teacher.
 
-    Parameters
-    ----------
-    teacher: a pipeline folder, one .safetensors file, a hub id, `scenes`, or with --dry-run a name (`sd15`, `sd21`).
-    student: bk-base, bk-small or bk-tiny.
-    out: the student's pipeline folder.
-    dry_run: print what would come out, without loading weights.
+    Args:
+        teacher: a pipeline folder, a .safetensors file, a hub id, `scenes`, or for --dry-run a name (`sd15`, `sd21`).
+        student: bk-base, bk-small or bk-tiny.
+        out: the student's pipeline folder.
+        dry_run: print what would come out, without loading weights.
     """
     from decant.cli import work
     from decant.errors import refuse
@@ -152,14 +150,13 @@ def distill(
 ) -> None:
     """Distil a student that decant cut, on a folder of pictures with captions.
 
-    Parameters
-    ----------
-    student: the student's pipeline folder.
-    teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
-    data: a folder of pictures with captions.
-    out: the distilled student's pipeline folder.
-    seed: of every draw.
-    cache: a folder that keeps latents and text embeddings for many runs.
+    Args:
+        student: the student's pipeline folder.
+        teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        data: a folder of pictures with captions.
+        out: the distilled student's pipeline folder.
+        seed: of every draw.
+        cache: a folder that keeps latents and text embeddings for many runs.
     """
     from decant.cli import work
 
@@ -186,16 +183,15 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
 ) -> None:
     """Score models against their teacher on the same captions and seeds; writes figures, pictures and a report.
 
-    Parameters
-    ----------
-    models: pipeline folders or hub ids; the teacher is always scored too.
-    teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
-    out: a folder for report.json, report.html and pictures.
-    data: a folder of pictures with captions; without it, captions of held-out scenes.
-    images: captions, one picture each.
-    steps: of the sampler.
-    guidance_scale: 1 and below: without guidance.
-    cache: a folder that keeps latents and text embeddings for many runs.
+    Args:
+        models: pipeline folders or hub ids; the teacher is always scored too.
+        teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        out: a folder for report.json, report.html and pictures.
+        data: a folder of pictures with captions; without it, captions of held-out scenes.
+        images: captions, one picture each.
+        steps: of the sampler.
+        guidance_scale: 1 and below: without guidance.
+        cache: a folder that keeps latents and text embeddings for many runs.
     """
     from decant.cli import work
 
@@ -225,15 +221,16 @@ def generate(  # noqa: PLR0913 (the options of a picture)
 ) -> None:
     """Draw pictures.
 
-    Parameters
-    ----------
-    model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
-    prompt: one or more.
-    out: a folder for the pictures.
-    steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25.
-    seed: of the first prompt's picture; the next prompt takes the next seed.
-    guidance_scale: 1 and below: without guidance.
-    size: pixels; default the network's own.
+    Args:
+        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        prompt: one or more.
+        out: a folder for the pictures.
+        steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25.
+        seed: of the first prompt's picture; the next prompt takes the next seed.
+        guidance_scale: 1 and below: without guidance.
+        sampler: as-is: the model's own.
+        size: pixels; default the network's own.
+        device: auto: an accelerator if there is one.
     """
     from decant.stages.draw import draw_to
 
@@ -255,9 +252,8 @@ def generate(  # noqa: PLR0913 (the options of a picture)
 def show(model: str, *, json: Json = False) -> None:
     """What a model is: family, parameters, MACs, and its record.
 
-    Parameters
-    ----------
-    model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+    Args:
+        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
     """
     from decant.stages.draw import describe
 
@@ -272,10 +268,9 @@ def show(model: str, *, json: Json = False) -> None:
 def export(model: str, *, out: Path, json: Json = False) -> None:
     """Write a model of Stable Diffusion 1.x layout as one .safetensors file, as people download them.
 
-    Parameters
-    ----------
-    model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
-    out: the file, ending in .safetensors.
+    Args:
+        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        out: the file, ending in .safetensors.
     """
     from decant.cli import work
 
@@ -287,9 +282,8 @@ def export(model: str, *, out: Path, json: Json = False) -> None:
 def report(run: Path, *, json: Json = False) -> None:
     """Rebuild report.json and report.html of a run from its records.
 
-    Parameters
-    ----------
-    run: the run's folder.
+    Args:
+        run: the run's folder.
     """
     from decant.cli import work
 
@@ -308,12 +302,11 @@ def draw(
 ) -> None:
     """Draw scenes into a folder of pictures with metadata.jsonl.
 
-    Parameters
-    ----------
-    n: how many.
-    out: a new or empty folder.
-    split: train never shows the held-out combinations; every held-out scene holds one.
-    first_seed: seed of the first scene.
+    Args:
+        n: how many.
+        out: a new or empty folder.
+        split: train never shows the held-out combinations; every held-out scene holds one.
+        first_seed: seed of the first scene.
     """
     from decant.scenes.folder import draw_folder
 
@@ -330,11 +323,10 @@ def train(
 ) -> None:
     """Train the scenes teacher from nothing, part by part; finished parts are kept.
 
-    Parameters
-    ----------
-    out: a folder, one sub-folder a part.
-    recipe: a YAML of parts; default the one the shipped teacher was made by.
-    parts: only these, by name.
+    Args:
+        out: a folder, one sub-folder a part.
+        recipe: a YAML of parts; default the one the shipped teacher was made by.
+        parts: only these, by name.
     """
     from decant.stages.teacher import train_teacher
 
