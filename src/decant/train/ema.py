@@ -24,8 +24,8 @@ class EMA:
     def update(self, parameters: Mapping[str, nn.Parameter], updates: int) -> None:
         """Move towards ``parameters``; ``updates`` is how many updates went before this one."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        for name, average in self.weights.items():
-            average.lerp_(parameters[name].detach().float(), 1 - decay)
+        current = [parameters[name].detach().float() for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from math import inf, isfinite
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decant.data.batch import Batch
 from decant.errors import UserError, refuse
@@ -44,7 +44,8 @@ def loop(method: Method, batches: Batches, state: TrainState) -> Iterator[Step]:
 
     ``batches(step)`` gives the micro-batches of update ``step``, counted from 0: several are accumulated into
     one update that equals that of the one big batch. Between two steps the caller may save, sample, or stop
-    for good. Raises UserError, before the update, in the step in which a loss or a gradient is not finite.
+    for good. Raises UserError in the step in which a loss or a gradient (then before the update) or a parameter is not
+    finite.
     """
     student = next(iter(method.players))
     while state.updates[student] < state.run.steps:
@@ -69,11 +70,10 @@ def _update(method: Method, batches: Batches, state: TrainState) -> Step:
     for index, batch in enumerate(micro):
         with _ranks_apart(state, player, index + 1 < len(micro)), state.products():
             terms = _terms(method, state, player, batch)
-            _check_losses(terms, number)
             _backward(terms, state, player, tally)
-    grad_norm = _clip(method, state, player, micro)
-    losses, total = tally.means(state)
+    grad_norm = _clip(method, state, player, micro, tally)
     lr = state.advance(player)
+    losses, total = _finish(state, player, tally, number)
     seconds = perf_counter() - started
     return Step(player, state.step, losses, total, grad_norm, lr, seconds, tally.images / seconds)
 
@@ -87,19 +87,24 @@ class _Tally:
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     weighted: float | Tensor = 0.0
+    signs: list[tuple[str, Tensor]] = field(default_factory=list)
 
-    def add(self, terms: Sequence[Term], weighted: Tensor) -> None:
-        for term in terms:
-            self.sums[term.name] = self.sums.get(term.name, 0.0) + term.value.detach().sum()
+    def add(self, terms: Sequence[Term], weighted: Sequence[Tensor], total: Tensor) -> None:
+        """``weighted``: the sum of each term. A sum is not finite where a sample is not."""
+        for term, sum_weighted in zip(terms, weighted, strict=True):
+            value = term.value.detach().sum()
+            self.sums[term.name] = self.sums.get(term.name, 0.0) + value
             self.counts[term.name] = self.counts.get(term.name, 0) + len(term.value)
-        self.weighted = self.weighted + weighted.detach()
+            self.signs.append((term.name, value + sum_weighted.detach()))
+        self.weighted = self.weighted + total.detach()
 
-    def means(self, state: TrainState) -> tuple[dict[str, float], float]:
+    def means(self, state: TrainState) -> Tensor:
+        """The unweighted mean of every term, and the weighted sum of all: ``(terms + 1,)``."""
         assert isinstance(self.weighted, Tensor)
         sums = torch.stack([*self.sums.values(), self.weighted])
-        counts = torch.stack([*map(torch.tensor, self.counts.values()), self.own])
-        *means, total = (_over_ranks(state, sums) / _over_ranks(state, counts).to(sums)).tolist()
-        return dict(zip(self.sums, means, strict=True)), total
+        counts = torch.tensor(list(self.counts.values()))
+        counts = _over_ranks(state, torch.cat([counts, self.own.view(1)]))
+        return _over_ranks(state, sums) / counts.to(sums)
 
 
 def _terms(method: Method, state: TrainState, player: str, batch: Batch) -> Sequence[Term]:
@@ -122,24 +127,44 @@ def _seeded(draw: Draw, device: torch.device) -> Iterator[None]:
 
 
 def _backward(terms: Sequence[Term], state: TrainState, player: str, tally: _Tally) -> None:
-    weighted = torch.stack([term.weighted.sum() for term in terms]).sum()
-    assert weighted.requires_grad, f"no term reaches a parameter of {player}"
-    tally.add(terms, weighted)
+    weighted = [term.weighted.sum() for term in terms]
+    total = torch.stack(weighted).sum()
+    assert total.requires_grad, f"no term reaches a parameter of {player}"
+    tally.add(terms, weighted, total)
     # Ranks are averaged, samples are not: so that any split of a batch gives the gradient of the whole.
-    state.accelerator.backward(weighted * (state.accelerator.num_processes / tally.images))
+    state.accelerator.backward(total * (state.accelerator.num_processes / tally.images))
 
 
-def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch]) -> float:
-    """Clip the gradient and give its norm before that."""
+def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch], tally: _Tally) -> float:
+    """Clip the gradient and give its norm before that; nothing is updated where it or a loss is not finite."""
     parameters = list(state.parameters[player].values())
     largest = inf if state.run.clip is None else state.run.clip
-    norm = float(state.accelerator.clip_grad_norm_(parameters, largest))
+    norm = state.accelerator.clip_grad_norm_(parameters, largest)
+    names, sums = zip(*tally.signs, strict=True)
+    # One look at the device for all of them: each would wait until it has caught up.
+    *signs, grad_norm = torch.stack([*sums, norm.to(sums[0])]).tolist()
+    for name, sign in zip(names, signs, strict=True):
+        if not isfinite(sign):
+            raise _diverged(f"loss/{name}", state.step)
     scaler = state.accelerator.scaler
     # With fp16 an overflow is the scaler's business, until its scale has shrunk to where only a NaN can be
     # the cause.
-    if not isfinite(norm) and (scaler is None or scaler.get_scale() < 1):
+    if not isfinite(grad_norm) and (scaler is None or scaler.get_scale() < 1):
         raise _diverged(f"gradient of {_blame(method, state, player, micro)}", state.step)
-    return norm
+    return grad_norm
+
+
+def _finish(state: TrainState, player: str, tally: _Tally, number: int) -> tuple[dict[str, float], float]:
+    """Losses and total of an update that was made; raises UserError where it left a parameter not finite."""
+    trained = state.parameters[player]
+    means = tally.means(state)
+    norm = nn.utils.get_total_norm(trained.values())  # one pass over them, a twentieth of an optimiser's
+    *losses, total, size = torch.cat([means, norm.to(means).view(1)]).tolist()
+    if not isfinite(size):
+        for name, parameter in trained.items():
+            if not parameter.isfinite().all():
+                raise _diverged(f"parameter {name} of {player}", number, "nothing of this step was saved")
+    return dict(zip(tally.sums, losses, strict=True)), total
 
 
 def _blame(method: Method, state: TrainState, player: str, micro: Sequence[Batch]) -> str:
@@ -160,18 +185,11 @@ def _blame(method: Method, state: TrainState, player: str, micro: Sequence[Batch
     return "the sum of all terms"
 
 
-def _check_losses(terms: Sequence[Term], number: int) -> None:
-    finite = torch.stack([(term.weighted + term.value).isfinite().all() for term in terms]).tolist()
-    for term, fine in zip(terms, finite, strict=True):
-        if not fine:
-            raise _diverged(f"loss/{term.name}", number)
-
-
-def _diverged(what: str, number: int) -> UserError:
+def _diverged(what: str, number: int, done: str = "the update was not made") -> UserError:
     return refuse(
         f"step {number + 1}: {what}",
         "not finite",
-        allowed="finite numbers; the update was not made",
+        allowed=f"finite numbers; {done}",
         hint="lower the learning rate or lengthen the warm-up; with fp16, try bf16",
     )
 

@@ -17,8 +17,8 @@ _ONE_CYCLE_END = 1 / 25 / 1e4
 def adamw(
     parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """Adam with decoupled weight decay. Loshchilov and Hutter 2019."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+    """Adam with decoupled weight decay, in one pass over the parameters. Loshchilov and Hutter 2019."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
 
 
 def lr_at(schedule: LRSchedule, step: int, steps: int, warmup: int) -> float:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import AutocastKwargs
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
 
@@ -180,6 +182,64 @@ def test_a_gradient_that_is_not_finite_names_its_term() -> None:
     with pytest.raises(UserError, match=r"step 1: gradient of loss/size"):
         next(iter(loop(method, source((2, 2)), state)))
     assert same(before, weights(method.student)) and state.step == 0
+
+
+def test_a_parameter_that_is_not_finite_is_named_and_never_saved(tmp_path: Path) -> None:
+    """A learning rate beyond float32: losses and gradients are fine, the weights after the second update are not."""
+    method = imitation(ema=0.9)
+    state = TrainState.start(method, replace(RUN, lr=1e39, warmup=2), device="cpu")
+    steps = loop(method, source((4,)), state)
+    assert next(steps).step == 1
+    state.save(tmp_path)
+    with pytest.raises(UserError, match=r"step 2: parameter 0\.weight of student: not finite"):
+        next(steps)
+    with pytest.raises(UserError, match="not finite"):
+        state.save(tmp_path)
+    good = imitation(ema=0.9)
+    again = TrainState.start(good, replace(RUN, lr=1e39, warmup=2), device="cpu")
+    assert again.resume(tmp_path) and again.step == 1
+    assert all(tensor.isfinite().all() for tensor in weights(good.student).values())
+
+
+def test_large_but_finite_parameters_are_no_error() -> None:
+    """Their norm overflows in float32; they do not."""
+    student = network(0)
+    student.register_parameter("unused", nn.Parameter(torch.full((3,), 1e30)))
+    _, steps = train(imitation(student=student))
+    assert len(steps) == RUN.steps
+
+
+def scaled(method: Any, monkeypatch: pytest.MonkeyPatch, scale: float) -> TrainState:
+    """A run with fp16's loss scaling, which torch has for the CPU too; Accelerate and decant offer it on CUDA alone."""
+    state = TrainState.start(method, replace(RUN, clip=None), device="cpu")
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+    monkeypatch.setattr(type(state.accelerator), "mixed_precision", "fp16")
+    state.accelerator.scaler, state.accelerator.native_amp = scaler, True
+    state.accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    for name, optimizer in state.optimizers.items():
+        state.optimizers[name] = AcceleratedOptimizer(optimizer.optimizer, scaler=scaler)
+    return state
+
+
+def test_an_overflow_of_scaled_losses_is_skipped_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = imitation(strength=1e4)
+    state = scaled(method, monkeypatch, 2.0**118)  # a gradient of thousands times that is beyond float32
+    before = weights(method.student)
+    moved = []
+    for _ in loop(method, source((4,)), state):
+        moved.append(not same(before, weights(method.student)))
+        assert all(tensor.isfinite().all() for tensor in moments(state).values())
+    assert moved[0] is False and moved[-1] is True and state.step == 4
+    assert state.accelerator.scaler.get_scale() < 2.0**118
+
+
+def test_a_gradient_that_is_never_finite_ends_a_scaled_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = imitation(spoil=lambda value: (value - value.detach()).sqrt())
+    state = scaled(method, monkeypatch, 2.0)
+    steps = loop(method, source((4,)), state)
+    next(steps), next(steps)
+    with pytest.raises(UserError, match=r"step 3: gradient of loss/size"):
+        next(steps)
 
 
 @dataclass(frozen=True, eq=False)
