@@ -125,7 +125,7 @@ def _entry(
     scores: dict[str, dict[str, Any]],
     ask: Asked,
 ) -> dict[str, Any]:
-    role, twin = _role(name, models)
+    role, twin = role_of(name, models)
     latency = _latency(pipeline, ask, settings) if settings.latency_repeats else {}
     memory = peak_memory_mb()
     return {
@@ -146,7 +146,7 @@ def _entry(
     }
 
 
-def _role(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | None]:
+def role_of(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | None]:
     """Teacher, student, or control: a cut, not distilled, of the kind that another of the models was distilled as."""
     if name == "teacher":
         return "teacher", None
