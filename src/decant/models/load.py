@@ -63,7 +63,10 @@ def load(
         with layout_of(header) as layout:
             return assemble(layout, open_parts(header, layout, dtype))
     check_layout(place)
-    models: dict[str, nn.Module] = {part.name: _load_component(place, part, dtype, allow_pickle) for part in COMPONENTS}
+    variants = {part.name: _check_weights(place / part.name, part, allow_pickle) for part in COMPONENTS}
+    models: dict[str, nn.Module] = {}
+    for part in COMPONENTS:
+        models[part.name] = _load_component(place / part.name, part, dtype, allow_pickle, variants[part.name])
     return assemble(place, models)
 
 
@@ -235,10 +238,10 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
     return Path(folder)
 
 
-def _load_component(folder: Path, part: Component, dtype: torch.dtype, allow_pickle: bool) -> nn.Module:
+def _load_component(
+    where: Path, part: Component, dtype: torch.dtype, allow_pickle: bool, variant: str | None
+) -> nn.Module:
     """One component in evaluation mode, every weight of it from its file."""
-    where = folder / part.name
-    variant = _check_weights(where, part, allow_pickle)
     with quiet(), as_refusal(where, f"the weights of a {part.kind.__name__}", _STRANGERS):
         model, info = part.kind.from_pretrained(
             where,

@@ -1,5 +1,6 @@
 """A whole Stable Diffusion pipeline of the 1.x layout, small enough to be made anew in every test."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,15 @@ def pipeline() -> StableDiffusionPipeline:
     return _pipeline()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, pipeline: StableDiffusionPipeline) -> Path:
-    """The tiny pipeline as plain diffusers saves it; a folder of one's own, to be broken at will."""
-    where = tmp_path / "teacher"
-    pipeline.save_pretrained(where)
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline as plain diffusers saves it, for all tests: to be read, and never changed."""
+    where = tmp_path_factory.mktemp("saved") / "teacher"
+    _pipeline().save_pretrained(where)
     return where
+
+
+@pytest.fixture
+def folder(tmp_path: Path, saved: Path) -> Path:
+    """The same, a copy of one's own, to be broken at will."""
+    return shutil.copytree(saved, tmp_path / "teacher")
