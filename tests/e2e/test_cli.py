@@ -193,6 +193,19 @@ def test_generate_draws_every_prompt_with_every_number_of_steps(tmp_path: Path) 
     assert all(Path(file["file"]).is_file() for file in files)
 
 
+def test_bench_says_what_was_measured_and_how() -> None:
+    words = ["bench", "scenes", "--steps", "1", "--repeats", "2", "--batch-size", "2"]
+    document = json.loads(decant(*words, "--json").stdout)
+    (model,) = document["models"]
+    assert model["macs"] == 137_601_280 and model["measured"]["repeats"] == 2
+    assert document["machine"]["torch"] and model["images_per_second"]["batch_size"] == 2
+    text = decant(*words).stdout
+    assert "picture ms" in text and "ddim 1 steps" in text and "2 untimed" not in text
+    refused(decant("bench", "scenes", "--repeats", "0"), "--repeats")
+    refused(decant("bench", "scenez"), "scenez")
+    refused(decant("bench"), "models")
+
+
 @pytest.mark.slow
 def test_a_teacher_is_trained_part_by_part(tmp_path: Path) -> None:
     """Three parts of two steps each; a second call keeps what is finished."""

@@ -4,23 +4,27 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from decant.errors import refuse
 
+_Key = TypeVar("_Key", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of `n` calls: their median, and the fastest and the slowest as spread."""
+    """Milliseconds of `n` calls after `warmup` untimed ones: their median; the fastest and the slowest as spread."""
 
     median: float
     low: float
     high: float
     n: int
+    warmup: int
 
     def to_json(self) -> dict[str, float | int]:
         """The figures as `report.json` holds them, in ms."""
@@ -46,14 +50,41 @@ def time_ms(call: Callable[[], object], *, warmup: int = 1, repeats: int = 5) ->
     Raises:
         UserError: for fewer than one repeat or a negative warm-up.
     """
+    return time_rounds({"": call}, warmup=warmup, repeats=repeats)[""]
+
+
+def time_rounds(
+    calls: Mapping[_Key, Callable[[], object]],
+    *,
+    warmup: int = 1,
+    repeats: int = 5,
+    tick: Callable[[int], None] = lambda done: None,
+) -> dict[_Key, Latency]:
+    """Time several calls to be compared: one of each a round, every second round backwards.
+
+    What drifts on the machine meanwhile (heat, other work) meets all calls alike, which it does not when one is
+    repeated to its end before the next begins.
+
+    Args:
+        calls: what to time, by name.
+        warmup: rounds before the first timed one.
+        repeats: timed rounds, at least one.
+        tick: told how many calls are done, warm-up included.
+
+    Raises:
+        UserError: as `time_ms`.
+    """
     if repeats < 1:
         raise refuse("repeats", repeats, allowed="1 or more", hint="5 give a median and a spread")
     if warmup < 0:
         raise refuse("warmup", warmup, allowed="0 or more", hint="1 is enough on a CPU, 3 on a GPU")
-    for _ in range(warmup):
-        call()
-    times_ms = [_once_ms(call) for _ in range(repeats)]
-    return Latency(statistics.median(times_ms), min(times_ms), max(times_ms), repeats)
+    times_ms: dict[_Key, list[float]] = {key: [] for key in calls}
+    for number in range(warmup + repeats):
+        for place, key in enumerate(list(calls)[:: -1 if number % 2 else 1], start=1):
+            times_ms[key].append(_once_ms(calls[key]))
+            tick(number * len(calls) + place)
+    timed = {key: each[warmup:] for key, each in times_ms.items()}
+    return {k: Latency(statistics.median(t), min(t), max(t), repeats, warmup) for k, t in timed.items()}
 
 
 def peak_memory_mb() -> PeakMemory:

@@ -249,6 +249,55 @@ def generate(  # noqa: PLR0913 (the options of a picture)
 
 
 @app.command
+def bench(  # noqa: PLR0913 (the conditions of a measurement)
+    *models: str,
+    steps: int = 25,
+    guidance_scale: float = 7.5,
+    sampler: Literal["ddim", "lcm", "euler", "dpm++", "as-is"] = "ddim",
+    size: int | None = None,
+    batch_size: int = 4,
+    warmup: int = 1,
+    repeats: int = 5,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Time models part by part and as a whole, with pictures a second, peak memory, parameters and MACs.
+
+    Several models are timed in turns, so that what drifts on the machine meets all alike. For a first look at a large
+    model on a CPU: --steps 1 --batch-size 0 --repeats 1.
+
+    Parameters
+    ----------
+    models: pipeline folders, hub ids, `scenes`, or an architecture at full size with random weights (`sd15`, `sd21`).
+    steps: of the sampler, for the whole picture.
+    guidance_scale: 1 and below: without guidance.
+    size: pixels; default each network's own.
+    batch_size: pictures drawn together for pictures a second; 0 leaves that out.
+    warmup: untimed rounds before the timed ones.
+    repeats: timed rounds.
+    dtype: of all weights.
+    """
+    from decant.cli.tables import bench_table
+    from decant.cli.work import bench_models
+
+    document = bench_models(
+        models,
+        talk,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        size=size,
+        batch_size=batch_size,
+        warmup=warmup,
+        repeats=repeats,
+        dtype=dtype,
+        device=device,
+    )
+    say(document, json, bench_table(document))
+
+
+@app.command
 def show(model: str, *, json: Json = False) -> None:
     """What a model is: family, parameters, MACs, and its record.
 

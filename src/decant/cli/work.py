@@ -75,7 +75,7 @@ def quickstart(out: Path, *, full: bool, talk: Talk) -> dict[str, Any]:
 
 def preview_prune(teacher: str, student: str) -> dict[str, Any]:
     """Counts and the layer map of a cut, from configs alone."""
-    from decant.models.load import unet_config
+    from decant.models.load import condition_tokens, unet_config
     from decant.models.surgery.bk import Student, bk
     from decant.models.surgery.surgery import skeleton
     from decant.stages.prune import preview
@@ -88,7 +88,7 @@ def preview_prune(teacher: str, student: str) -> dict[str, Any]:
     return {
         "teacher": teacher,
         "student": student,
-        **preview(bk(config, skeleton(config).state_dict(), chosen)),
+        **preview(bk(config, skeleton(config).state_dict(), chosen), condition_tokens(teacher)),
     }
 
 
@@ -142,6 +142,30 @@ def one_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     )
 
 
+def bench_models(models: Sequence[str], talk: Talk, **conditions: Any) -> dict[str, Any]:
+    """Measure models under the conditions of ``decant.stages.bench.How``, by name."""
+    from decant.bench.machine import machine
+    from decant.stages.bench import How, bench
+
+    if not models:
+        raise refuse("models", "none", allowed="one or more", hint="decant bench scenes, or a pipeline folder")
+    for key, least in (("repeats", 1), ("warmup", 0), ("batch_size", 0)):
+        if conditions.get(key, least) < least:
+            hint = "5 repeats after 1 untimed round give a median and a spread"
+            raise refuse(f"--{key.replace('_', '-')}", conditions[key], allowed=f"{least} or more", hint=hint)
+    found = bench(_named(models), How(**conditions), talk)
+    return {"machine": machine(), "models": [{"name": name, **entry} for name, entry in found.items()]}
+
+
+def _named(models: Sequence[str], **first: str) -> dict[str, str | Path]:
+    """Models by the last part of their path, made unique, behind those that have a name."""
+    named: dict[str, str | Path] = {**first}
+    for model in models:
+        name = Path(model).name or model
+        named[name if name not in named else f"{name}-{len(named)}"] = model
+    return named
+
+
 def evaluate_and_report(
     models: Sequence[str],
     settings: Mapping[str, Any],
@@ -153,10 +177,7 @@ def evaluate_and_report(
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """Score models beside their teacher into ``out``, with a report."""
-    named: dict[str, str | Path] = {"teacher": teacher}
-    for model in models:
-        name = Path(model).name or model
-        named[name if name not in named else f"{name}-{len(named)}"] = model
+    named = _named(models, teacher=teacher)
     one_stage("evaluate", settings, teacher=teacher, models=named, data=data, out=out, talk=talk, cache=cache)
     rebuild_report(out)
     return yaml.safe_load((out / "report.json").read_text(encoding="utf-8"))

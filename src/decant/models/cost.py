@@ -16,7 +16,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int = 77) -> int:
+def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int) -> int:
     """Multiply-accumulates of one forward at batch 1, the attention products included.
 
     Counted on a twin without weights, built from the network's config, so a full-size one costs a second and
@@ -25,7 +25,7 @@ def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int =
     Args:
         unet: the network, on any device, the meta device too.
         latent: (C, h, w) of the latent that goes in.
-        tokens: length of the condition.
+        tokens: length of the condition, as the family says: 77 for SD 1.x and 2.x, 50 for MuseTalk.
 
     Raises:
         UserError: when C is not the network's number of input channels.

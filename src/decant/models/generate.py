@@ -52,7 +52,7 @@ def generate(
         UserError: at once, for no prompts, lengths that differ, or steps, batch or size out of range.
     """
     _check(prompts, seeds, batch_size)
-    height, width = _pixels(pipeline, size)
+    height, width = pixels(pipeline, size)
     scheduler = _scheduler(pipeline, sampler)
     _check_steps(steps, scheduler)
     options = {
@@ -143,7 +143,7 @@ def _check_steps(steps: int, scheduler: Any) -> None:
         raise refuse("steps", steps, allowed=f"1 to {most}", hint="25 for a teacher, 2 to 8 after step distillation")
 
 
-def _pixels(pipeline: StableDiffusionPipeline, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def pixels(pipeline: StableDiffusionPipeline, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) in pixels; None is what the network was made for."""
     factor = pipeline.vae_scale_factor
     if size is None:

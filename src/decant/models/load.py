@@ -161,6 +161,26 @@ def unet_config(source: str | Path) -> dict[str, Any]:
     return check_config(place / unet.name, unet)
 
 
+def condition_tokens(source: str | Path) -> int:
+    """How many tokens the network of a source of `unet_config` is told; no weights are read.
+
+    Raises:
+        UserError: when the source is missing or of another kind.
+    """
+    if isinstance(source, str) and source in get_args(Architecture):
+        return 50 if source == "musetalk" else 77
+    place = place_of(source)
+    if place.is_file():
+        with layout_of(check_kind(place)) as layout:
+            return _tokens(layout)
+    return _tokens(place)
+
+
+def _tokens(layout: Path) -> int:
+    """What a tokenizer does not say is the published models' 77."""
+    return int(read_json(layout / "tokenizer" / "tokenizer_config.json").get("model_max_length", 77))
+
+
 def _sd_layout() -> dict[str, Any]:
     return {
         "_class_name": "UNet2DConditionModel",

@@ -111,7 +111,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     save(cast(with_unet(players.teacher, players.student), stored), out)
     return {
         **_record(settings, inputs, captioned, train.n, held.n),
-        "figures": figures_of(players.student),
+        "figures": figures_of(players.student, players.family.tokens),
         "held_out": {"n": held.n, "output_error_before": before, "output_error_after": after},
         "training": curve,
     }

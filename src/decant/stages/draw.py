@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.models.device import Device, pick
+from decant.models.families.sd1 import SD1
 from decant.models.generate import Sampler, generate
 from decant.models.load import load, place_of
 from decant.stages.pictures import save_picture
@@ -48,4 +49,8 @@ def draw_to(  # noqa: PLR0913 (the options of a picture)
 def describe(model: str) -> dict[str, Any]:
     """Family, parameters, MACs and the record of a model."""
     pipeline = load(model)
-    return {"family": "sd1", **figures_of(pipeline.unet), "record": read_record(place_of(model))}
+    return {
+        "family": "sd1",
+        **figures_of(pipeline.unet, SD1.of(pipeline).tokens),
+        "record": read_record(place_of(model)),
+    }

@@ -10,20 +10,20 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from pydantic import Field
 
 from decant.bench.machine import machine
-from decant.bench.timer import Latency, peak_memory_mb, time_ms
+from decant.bench.timer import peak_memory_mb
 from decant.data.latents import Latents
 from decant.metrics.interval import bootstrap_mean
-from decant.models.cost import size_mb
 from decant.models.device import Device, pick
 from decant.models.families.sd1 import SD1
 from decant.models.generate import Sampler, generate
-from decant.models.load import load, place_of
+from decant.models.load import load
 from decant.stages.asked import Asked, Captions, HeldOut, asked
+from decant.stages.bench import How, bench
 from decant.stages.encode import encode_data
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_picture
 from decant.stages.progress import progress
-from decant.stages.record import figures_of, read_record
+from decant.stages.record import read_record
 from decant.stages.scoring import Drawn, Picture, number, scores, told
 from decant.stages.stage import Inputs, Settings, Stage
 
@@ -59,21 +59,25 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {"caption": caption, "seed": seed, "models": {}} for caption, seed in zip(ask.captions, ask.seeds, strict=True)
     ][: settings.shown]
-    entries = []
+    entries: list[dict[str, Any]] = []
     proof = _Proof.of(settings, inputs, ask, device) if ask.held else None
     with progress("drawing pictures", len(models) * len(ask.captions), inputs.talk) as tick:
-        for number, (name, source) in enumerate(models.items()):
+        for place, (name, source) in enumerate(models.items()):
             pipeline = load(source).to(device)
             drawn = Drawn.of(_draw(pipeline, ask, settings), ask)
-            tick((number + 1) * len(ask.captions), name)
+            tick((place + 1) * len(ask.captions), name)
             teacher = teacher or drawn
             found = {**(proof.scores(pipeline) if proof else {}), **scores(drawn, teacher)}
-            entries.append(_entry(name, source, pipeline, models, settings, found, ask))
+            role, twin = role_of(name, models)
+            control = {"control_of": twin} if twin else {}
+            entries.append({"name": name, "role": role, **control, "scores": found})
             _show(rows, name, drawn, out)
             inputs.talk(f"{name}: {told(found)}")
+    measured = bench(models, _how(settings), inputs.talk)
     return {
         "machine": machine(),
-        "models": entries,
+        "peak_memory_mb": round(peak_memory_mb().process_mb, 1),
+        "models": [{**entry, **measured[entry["name"]]} for entry in entries],
         "pictures": rows,
         "asked": {"captions": list(ask.captions), "seeds": list(ask.seeds), "scenes": ask.scenes},
     }
@@ -116,36 +120,6 @@ class _Proof:
         return {"output_error": number(bootstrap_mean(error.by_picture.tolist()))}
 
 
-def _entry(
-    name: str,
-    source: str | Path,
-    pipeline: StableDiffusionPipeline,
-    models: Mapping[str, str | Path],
-    settings: Evaluate,
-    scores: dict[str, dict[str, Any]],
-    ask: Asked,
-) -> dict[str, Any]:
-    role, twin = role_of(name, models)
-    latency = _latency(pipeline, ask, settings) if settings.latency_repeats else {}
-    memory = peak_memory_mb()
-    return {
-        "name": name,
-        "role": role,
-        **({"control_of": twin} if twin else {}),
-        "path": str(source),
-        **figures_of(pipeline.unet),
-        "size_mb": round(size_mb(place_of(source)), 3),
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
-        "device": str(pipeline.unet.device),
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "latency_ms": {part: figure.to_json() for part, figure in latency.items()},
-        "peak_memory_mb": round(memory.cuda_mb if memory.cuda_mb is not None else memory.process_mb, 1),
-        "scores": scores,
-    }
-
-
 def role_of(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | None]:
     """Teacher, student, or control: a cut, not distilled, of the kind that another of the models was distilled as."""
     if name == "teacher":
@@ -159,36 +133,15 @@ def role_of(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | Non
     return "student", None
 
 
-def _latency(pipeline: StableDiffusionPipeline, ask: Asked, settings: Evaluate) -> dict[str, Latency]:
-    """Milliseconds of one picture at batch 1, and of its parts: text encoder, one UNet call, decoder."""
-    family = SD1.of(pipeline)
-    caption, seed = ask.captions[0], ask.seeds[0]
-    condition = family.condition([caption])
-    side = settings.size // pipeline.vae_scale_factor if settings.size else int(pipeline.unet.config["sample_size"])
-    x_t = torch.zeros(1, pipeline.unet.config["in_channels"], side, side).to(pipeline.unet.device, pipeline.unet.dtype)
-    t = torch.full((1,), 500, device=pipeline.unet.device)
-    repeats = settings.latency_repeats
-
-    def picture() -> object:
-        return list(
-            generate(
-                pipeline,
-                [caption],
-                [seed],
-                steps=settings.steps,
-                guidance_scale=settings.guidance_scale,
-                sampler=settings.sampler,
-                size=settings.size,
-            )
-        )
-
-    with torch.no_grad():
-        return {
-            "picture": time_ms(picture, warmup=1, repeats=repeats),
-            "text": time_ms(lambda: family.condition([caption]), warmup=1, repeats=repeats),
-            "unet": time_ms(lambda: family.denoise(pipeline.unet, x_t, t, condition), warmup=1, repeats=repeats),
-            "decode": time_ms(lambda: pipeline.vae.decode(x_t), warmup=1, repeats=repeats),
-        }
+def _how(settings: Evaluate) -> How:
+    return How(
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        sampler=settings.sampler,
+        size=settings.size,
+        repeats=settings.latency_repeats,
+        device=settings.device,
+    )
 
 
 def _show(rows: list[dict[str, Any]], name: str, drawn: Drawn, out: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.models.cost import macs, parameters
+from decant.models.families.sd1 import SD1
 from decant.models.load import cast, load, save, stored_dtype, unet_config, with_unet
 from decant.models.surgery.bk import Student, bk, feature_pairs
 from decant.models.surgery.surgery import Surgery, build
@@ -36,9 +37,12 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
         "family": "sd1",
         "student": settings.student,
         "surgery_map": surgery.surgery_map.to_json(),
-        "figures": figures_of(unet),
+        "figures": figures_of(unet, SD1.of(pipeline).tokens),
         **inherited(inputs.source),
     }
+
+
+from decant.models.families.sd1 import SD1
 
 
 def _to_teacher(surgery: Surgery, settings: Prune, inputs: Inputs) -> Surgery:
@@ -59,7 +63,8 @@ def preview(surgery: Surgery) -> dict[str, Any]:
     latent = (unet.config["in_channels"], side, side)
     return {
         "parameters": parameters(unet),
-        "macs": macs(unet, latent),
+        "macs": macs(unet, latent, tokens),
+        "tokens": tokens,
         "layer_map": layer_map(surgery.surgery_map),
         "feature_pairs": surgery.surgery_map.features,
     }

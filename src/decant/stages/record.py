@@ -49,8 +49,9 @@ def surgery_map_of(source: str | Path) -> SurgeryMap | None:
     return SurgeryMap.from_json(document) if document else None
 
 
-def figures_of(unet: UNet2DConditionModel) -> dict[str, int]:
-    """Parameters and MACs of one forward (batch 1, the network's own size, 77 tokens)."""
+def figures_of(unet: UNet2DConditionModel, tokens: int) -> dict[str, int]:
+    """Parameters and MACs of one forward: batch 1, the network's own size, a condition of that many tokens."""
     side = unet.config["sample_size"]
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    return {"parameters": parameters(unet), "macs": macs(unet, (unet.config["in_channels"], height, width))}
+    work = macs(unet, (unet.config["in_channels"], height, width), tokens)
+    return {"parameters": parameters(unet), "macs": work, "tokens": tokens}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from decant.bench.timer import peak_memory_mb, time_ms
+from decant.bench.timer import peak_memory_mb, time_ms, time_rounds
 from decant.errors import UserError
 
 
@@ -28,7 +28,20 @@ def test_median_and_spread_are_of_the_calls() -> None:
     naps = iter([0.0, 0.0, 0.2])
     latency = time_ms(lambda: time.sleep(next(naps)), warmup=0, repeats=3)
     assert latency.median < 100 and latency.high >= 200
-    assert latency.to_json().keys() == {"median", "low", "high", "n"}
+    assert latency.to_json().keys() == {"median", "low", "high", "n", "warmup"}
+
+
+def test_a_machine_that_slows_down_meets_all_alike() -> None:
+    """Two equal calls on a machine on which every call takes 2 ms more than the last: the medians are equal."""
+    calls = iter(range(100))
+
+    def slower() -> None:
+        time.sleep(0.002 * next(calls))
+
+    ticks: list[int] = []
+    both = time_rounds({"a": slower, "b": slower}, warmup=1, repeats=6, tick=ticks.append)
+    assert abs(both["a"].median - both["b"].median) < 1.5
+    assert ticks == list(range(1, 15)) and next(calls) == 14
 
 
 @pytest.mark.parametrize("options", [{"repeats": 0}, {"warmup": -1}])

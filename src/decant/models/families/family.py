@@ -25,6 +25,11 @@ class Family(Protocol):
         """x_t = alpha_t x_0 + sigma_t noise."""
         ...
 
+    @property
+    def tokens(self) -> int:
+        """Length of what the network is told: how many keys its cross-attention reads."""
+        ...
+
     def condition(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the network is told about B captions, each value with B as its first axis; cacheable."""
         ...

@@ -53,13 +53,18 @@ class SD1:
         schedule = variance_preserving(noise.alphas_cumprod)
         return cls(prediction, schedule, pipeline.tokenizer, pipeline.text_encoder, pipeline.vae)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens a caption is cut or padded to: 77 for the published models."""
+        return int(self.tokenizer.model_max_length)
+
     @torch.no_grad()
     def condition(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The text encoder's last hidden state (B, 77, D) of B captions, cut or padded to 77 tokens."""
         tokens = self.tokenizer(
             list(captions),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=self.tokens,
             truncation=True,
             return_tensors="pt",
         )

@@ -1,0 +1,44 @@
+"""Pipelines of well-known architectures at full size with random weights: enough to time, not to draw."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from decant.models.guard import read_json
+from decant.models.layout import assemble
+from decant.models.load import architecture
+
+TextToImage = Literal["sd15", "sd21"]
+# OpenCLIP ViT-H/14's text model without its last layer, where it differs from CLIP ViT-L/14's.
+_SD21_TEXT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+
+
+def untrained(name: TextToImage, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """Text encoder, UNet and autoencoder of ``sd15`` or ``sd21`` on the CPU, their weights as they are before training."""
+    layout = Path(str(files("decant.models.families") / "sd1_layout"))
+    text: dict[str, Any] = read_json(layout / "text_encoder" / "config.json")
+    text |= _SD21_TEXT if name == "sd21" else {}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        parts: dict[str, nn.Module] = {
+            "unet": UNet2DConditionModel.from_config(architecture(name)),
+            "vae": AutoencoderKL.from_config(read_json(layout / "vae" / "config.json")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+        }
+    finally:
+        torch.set_default_dtype(before)
+    return assemble(layout, {part: net.to(dtype=dtype).eval() for part, net in parts.items()})

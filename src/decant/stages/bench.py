@@ -1,0 +1,210 @@
+"""What models cost when they run: time by part, pictures a second, memory; every figure with its conditions."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from decant.bench.alone import alone
+from decant.bench.timer import Latency, peak_memory_mb, time_rounds
+from decant.models.cost import size_mb
+from decant.models.device import Device, pick
+from decant.models.families.sd1 import SD1
+from decant.models.generate import Sampler, generate, pixels
+from decant.models.load import place_of, load
+from decant.models.untrained import TextToImage, untrained
+from decant.stages.progress import Tick, progress
+from decant.stages.record import figures_of
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Entry = dict[str, Any]
+PROMPT, SEED = "a large red circle left of a small blue star on a white background", 0
+# Models are timed in turns, round by round, while they fit in this part of the memory that is free.
+_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class How:
+    """The conditions of a measurement. ``repeats`` 0 measures nothing; ``batch_size`` 0 leaves the rate out."""
+
+    steps: int = 25
+    guidance_scale: float = 7.5
+    sampler: Sampler = "ddim"
+    size: int | None = None
+    batch_size: int = 0
+    warmup: int = 1
+    repeats: int = 5
+    device: Device = "auto"
+    dtype: Precision = "float32"
+
+
+def bench(models: Mapping[str, str | Path], how: How, talk: Callable[[str], None]) -> dict[str, Entry]:
+    """Counts, times and memory of every model, by name: the entries of ``report.json``, without scores.
+
+    Models of the same networks differ in weights alone, which cost nothing: the first of them is measured, and the
+    others say so in ``measured_as``.
+    """
+    entries: dict[str, Entry] = {}
+    first: dict[str, str] = {}
+    opened: dict[str, StableDiffusionPipeline] = {}
+    for name, source in models.items():
+        pipeline = open_model(source, how.dtype)
+        entries[name] = _counts(source, pipeline, how)
+        twin = first.setdefault(_networks(pipeline), name)
+        if twin != name:
+            entries[name]["measured_as"] = twin
+        elif _fits([*opened.values(), pipeline], how):
+            opened[name] = pipeline
+    distinct = {name: models[name] for name in first.values()}
+    if how.repeats:
+        memory = dict(zip(distinct, alone(_memory, [(s, how) for s in distinct.values()]), strict=True))
+        found = _timed(distinct, opened if opened.keys() == distinct.keys() else {}, how, talk)
+        for name, entry in entries.items():
+            source_name = entry.get("measured_as", name)
+            entries[name] = {**entry, **memory[source_name], **found[source_name]}
+    return entries
+
+
+def open_model(source: str | Path, dtype: Precision) -> StableDiffusionPipeline:
+    """A source of `load`, or the name of an architecture with random weights, on the CPU."""
+    known: tuple[TextToImage, ...] = get_args(TextToImage)
+    for name in known:
+        if source == name:
+            return untrained(name, getattr(torch, dtype))
+    return load(source, dtype=getattr(torch, dtype))
+
+
+def _counts(source: str | Path, pipeline: StableDiffusionPipeline, how: How) -> Entry:
+    folder = None if source in get_args(TextToImage) else place_of(source)
+    return {
+        "path": str(source),
+        **figures_of(pipeline.unet, SD1.of(pipeline).tokens),
+        **({"size_mb": round(size_mb(folder), 3)} if folder else {}),
+        "dtype": how.dtype,
+        "device": str(pick(how.device)),
+        "sampler": how.sampler,
+        "steps": how.steps,
+        "guidance_scale": how.guidance_scale,
+        "latency_ms": {},
+    }
+
+
+def _networks(pipeline: StableDiffusionPipeline) -> str:
+    """The configs of everything that computes: equal texts are equal work."""
+    parts = [dict(pipeline.unet.config), dict(pipeline.vae.config), pipeline.text_encoder.config.to_dict()]
+    plain = [{key: value for key, value in part.items() if not key.startswith("_")} for part in parts]
+    return json.dumps([*plain, SD1.of(pipeline).tokens], sort_keys=True, default=str)
+
+
+def _fits(pipelines: list[StableDiffusionPipeline], how: How) -> bool:
+    cuda = pick(how.device).type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+    networks = [part for pipeline in pipelines for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
+    return sum(weight.nbytes for network in networks for weight in network.parameters()) <= _SHARE * free
+
+
+def _timed(
+    distinct: Mapping[str, str | Path],
+    opened: Mapping[str, StableDiffusionPipeline],
+    how: How,
+    talk: Callable[[str], None],
+) -> dict[str, Entry]:
+    """Times of every model: in turns where all are open at once, else one model after the other."""
+    device, interleaved = pick(how.device), bool(opened)
+    groups = [distinct] if interleaved else [{name: source} for name, source in distinct.items()]
+    found: dict[str, Entry] = {}
+    rounds = how.warmup + how.repeats
+    with progress("timing", len(distinct) * rounds * (5 if how.batch_size else 4), talk) as tick:
+        for number, group in enumerate(groups):
+            pipelines = {n: (opened.get(n) or open_model(s, how.dtype)).to(device) for n, s in group.items()}
+            calls = {(n, part): call for n, p in pipelines.items() for part, call in _calls(p, how).items()}
+            told = partial(_tick, tick, number * rounds * len(calls))
+            with torch.no_grad():
+                times = time_rounds(calls, warmup=how.warmup, repeats=how.repeats, tick=told)
+            for name, pipeline in pipelines.items():
+                own = {part: latency for (model, part), latency in times.items() if model == name}
+                conditions = {**_conditions(pipeline, how), "interleaved": interleaved and len(group) > 1}
+                found[name] = {**_figures(own, how), "measured": conditions}
+    return found
+
+
+def _tick(tick: Tick, before: int, done: int) -> None:
+    tick(before + done)
+
+
+def _calls(pipeline: StableDiffusionPipeline, how: How) -> dict[str, Callable[[], object]]:
+    """What is timed: one picture at batch 1, its parts (text encoder, one UNet call, decoder), and a batch if asked."""
+    family, unet = SD1.of(pipeline), pipeline.unet
+    condition = family.condition([PROMPT])
+    height, width = (side // pipeline.vae_scale_factor for side in pixels(pipeline, how.size))
+    generator = torch.Generator().manual_seed(SEED)
+    x_t = torch.randn(1, unet.config["in_channels"], height, width, generator=generator).to(unet.device, unet.dtype)
+    t = torch.full((1,), 500, device=unet.device)
+    calls: dict[str, Callable[[], object]] = {
+        "picture": lambda: _draw(pipeline, how, 1),
+        "text": lambda: family.condition([PROMPT]),
+        "unet": lambda: family.denoise(unet, x_t, t, condition),
+        "decode": lambda: pipeline.vae.decode(x_t),
+    }
+    return calls | ({"batch": lambda: _draw(pipeline, how, how.batch_size)} if how.batch_size else {})
+
+
+def _draw(pipeline: StableDiffusionPipeline, how: How, n: int) -> list[Any]:
+    drawn = generate(
+        pipeline,
+        [PROMPT] * n,
+        range(SEED, SEED + n),
+        steps=how.steps,
+        guidance_scale=how.guidance_scale,
+        sampler=how.sampler,
+        batch_size=n,
+        size=how.size,
+    )
+    return list(drawn)
+
+
+def _figures(times: Mapping[str, Latency], how: How) -> Entry:
+    latency = {part: figure.to_json() for part, figure in times.items() if part != "batch"}
+    if "batch" not in times:
+        return {"latency_ms": latency}
+    batch = times["batch"]
+    median, low, high = (1000 * how.batch_size / ms for ms in (batch.median, batch.high, batch.low))
+    counts = {"n": batch.n, "warmup": batch.warmup, "batch_size": how.batch_size}
+    return {"latency_ms": latency, "images_per_second": {"median": median, "low": low, "high": high, **counts}}
+
+
+def _conditions(pipeline: StableDiffusionPipeline, how: How) -> Entry:
+    return {
+        "device": str(pick(how.device)),
+        "dtype": how.dtype,
+        "size": list(pixels(pipeline, how.size)),
+        "steps": how.steps,
+        "guidance_scale": how.guidance_scale,
+        "sampler": how.sampler,
+        "warmup": how.warmup,
+        "repeats": how.repeats,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _memory(source: str | Path, how: How) -> Entry:
+    """The most memory that opening a model and drawing one picture takes. For a process that did nothing before."""
+    before = peak_memory_mb()
+    pipeline = open_model(source, how.dtype).to(pick(how.device))
+    size = list(pixels(pipeline, how.size))
+    # Every step needs the same memory, from the second on also what a solver remembers.
+    quick = How(min(how.steps, 3), how.guidance_scale, how.sampler, how.size)
+    _draw(pipeline, quick, 1)
+    peak = peak_memory_mb()
+    on_cuda = peak.cuda_mb is not None
+    mb = round(peak.cuda_mb if peak.cuda_mb is not None else peak.process_mb, 1)
+    libraries_mb = 0.0 if on_cuda else round(before.process_mb, 1)
+    what = "cuda" if on_cuda else "process"
+    told = {"mb": mb, "libraries_mb": libraries_mb, "what": what, "batch_size": 1, "size": size}
+    return {"peak_memory_mb": mb, "peak_memory": told}
