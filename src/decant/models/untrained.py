@@ -1,7 +1,5 @@
 """Pipelines of well-known architectures at full size with random weights: enough to time, not to draw."""
 
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from decant.models.guard import read_json
 from decant.models.layout import assemble
 from decant.models.load import architecture
+from decant.models.single_file import shipped_layout
 
 TextToImage = Literal["sd15", "sd21"]
 # OpenCLIP ViT-H/14's text model without its last layer, where it differs from CLIP ViT-L/14's.
@@ -27,8 +26,8 @@ _SD21_TEXT = {
 
 
 def untrained(name: TextToImage, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
-    """Text encoder, UNet and autoencoder of ``sd15`` or ``sd21`` on the CPU, their weights as they are before training."""
-    layout = Path(str(files("decant.models.families") / "sd1_layout"))
+    """Text encoder, UNet and autoencoder of ``sd15`` or ``sd21`` on the CPU, their weights as before training."""
+    layout = shipped_layout()
     text: dict[str, Any] = read_json(layout / "text_encoder" / "config.json")
     text |= _SD21_TEXT if name == "sd21" else {}
     before = torch.get_default_dtype()
@@ -41,4 +40,4 @@ def untrained(name: TextToImage, dtype: torch.dtype = torch.float32) -> StableDi
         }
     finally:
         torch.set_default_dtype(before)
-    return assemble(layout, {part: net.to(dtype=dtype).eval() for part, net in parts.items()})
+    return assemble(layout, {part: nn.Module.to(net, dtype=dtype).eval() for part, net in parts.items()})

@@ -17,7 +17,7 @@ from decant.models.cost import size_mb
 from decant.models.device import Device, pick
 from decant.models.families.sd1 import SD1
 from decant.models.generate import Sampler, generate, pixels
-from decant.models.load import place_of, load
+from decant.models.load import load, place_of
 from decant.models.untrained import TextToImage, untrained
 from decant.stages.progress import Tick, progress
 from decant.stages.record import figures_of
