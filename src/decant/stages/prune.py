@@ -42,9 +42,6 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
     }
 
 
-from decant.models.families.sd1 import SD1
-
-
 def _to_teacher(surgery: Surgery, settings: Prune, inputs: Inputs) -> Surgery:
     """The same cut with a map to the teacher of ``inputs``, where the source is a student of its."""
     earlier = None if str(inputs.source) == inputs.teacher else surgery_map_of(inputs.source)
@@ -54,8 +51,11 @@ def _to_teacher(surgery: Surgery, settings: Prune, inputs: Inputs) -> Surgery:
     return replace(surgery, surgery_map=surgery.surgery_map.after(earlier, features))
 
 
-def preview(surgery: Surgery) -> dict[str, Any]:
-    """What a cut would give, without weights: parameters, MACs at the network's own size, and the layer map."""
+def preview(surgery: Surgery, tokens: int) -> dict[str, Any]:
+    """What a cut would give, without weights: parameters, MACs at the network's own size, and the layer map.
+
+    ``tokens``: length of the condition that the MACs count.
+    """
     from decant.models.surgery.surgery import layer_map, skeleton
 
     unet = skeleton(surgery.config)
