@@ -267,16 +267,17 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
     Several models are timed in turns, so that what drifts on the machine meets all alike. For a first look at a large
     model on a CPU: --steps 1 --batch-size 0 --repeats 1.
 
-    Parameters
-    ----------
-    models: pipeline folders, hub ids, `scenes`, or an architecture at full size with random weights (`sd15`, `sd21`).
-    steps: of the sampler, for the whole picture.
-    guidance_scale: 1 and below: without guidance.
-    size: pixels; default each network's own.
-    batch_size: pictures drawn together for pictures a second; 0 leaves that out.
-    warmup: untimed rounds before the timed ones.
-    repeats: timed rounds.
-    dtype: of all weights.
+    Args:
+        models: as `generate` takes them, or an architecture at full size with random weights (`sd15`, `sd21`).
+        steps: of the sampler, for the whole picture.
+        guidance_scale: 1 and below: without guidance.
+        sampler: as `generate` has them.
+        size: pixels; default each network's own.
+        batch_size: pictures drawn together for pictures a second; 0 leaves that out.
+        warmup: untimed rounds before the timed ones.
+        repeats: timed rounds.
+        dtype: of all weights.
+        device: auto: an accelerator if there is one.
     """
     from decant.cli.tables import bench_table
     from decant.cli.work import bench_models
