@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: install quickstart test lint format
+.PHONY: install quickstart test lint format docs
 
 install: $(VENV)/.installed
 
@@ -28,3 +28,6 @@ lint: install
 format: install
 	$(RUN)/ruff format src tests examples
 	$(RUN)/ruff check --fix src tests examples
+
+docs: install
+	$(RUN)/python examples/reference.py

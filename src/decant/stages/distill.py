@@ -39,34 +39,53 @@ from decant.train.state import Precision, RunSettings, TrainState
 class Distill(Settings):
     """How to distil. Weights of terms, optimiser, data; defaults are BK-SDM's own where it states one."""
 
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(16, ge=1)
-    accumulation: int = Field(1, ge=1)
+    steps: int = Field(1000, ge=1, description="updates of the student")
+    batch_size: int = Field(16, ge=1, description="pictures in one forward")
+    accumulation: int = Field(
+        1, ge=1, description="forwards in one update: an update sees batch_size x accumulation pictures"
+    )
     size: int | None = Field(None, ge=8, description="pixels; None: the network's own")
-    task: float = Field(1.0, ge=0)
-    output: float = Field(1.0, ge=0)
-    feature: float = Field(1.0, ge=0)
-    min_snr_gamma: float | None = Field(None, gt=0)
-    caption_dropout: float = Field(0.0, ge=0, le=1)
-    teacher_guidance_scale: float | None = Field(None, gt=1)
-    learning_rate: float = Field(5e-5, gt=0)
-    schedule: LRSchedule = "constant"
-    warmup: int = Field(0, ge=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    clip: float | None = Field(1.0, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1)
-    precision: Precision = "no"
+    task: float = Field(1.0, ge=0, description="weight of the error to the noise itself")
+    output: float = Field(1.0, ge=0, description="weight of the error to the teacher's output")
+    feature: float = Field(1.0, ge=0, description="weight of the error to the paired features")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="weigh task and output by min-SNR with this gamma; null: all timesteps alike"
+    )
+    caption_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="part of the pictures trained without their caption, so that guidance keeps working",
+    )
+    teacher_guidance_scale: float | None = Field(
+        None, gt=1, description="learn the teacher's guided output at this scale; null: the plain one"
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="of AdamW, at its highest")
+    schedule: LRSchedule = Field("constant", description="how the learning rate goes over the steps")
+    warmup: int = Field(0, ge=0, description="steps in which it grows from nothing")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the average of the weights that is shipped in their place; null: none"
+    )
+    precision: Precision = Field("no", description="mixed precision; no: float32")
     compile: bool = Field(False, description="torch.compile: a minute to begin with, then a faster step")
     fast_products: bool = Field(False, description="on a CPU: products of bfloat16 factors, attention unfused")
-    gradient_checkpointing: bool = False
-    device: Device = "auto"
+    gradient_checkpointing: bool = Field(False, description="less memory for activations, a slower step")
+    device: Device = Field("auto", description="auto: an accelerator if there is one")
     held_out: float = Field(0.1, gt=0, lt=1, description="part of the pictures kept for the proof")
     held_out_most: int = Field(64, ge=1, description="at most so many of them are measured")
-    max_skipped: float = Field(0.1, ge=0, le=1)
-    checkpoint_every: int = Field(500, ge=1)
-    sample_every: int | None = Field(None, ge=1)
-    sample_steps: int = Field(25, ge=1)
-    trackers: tuple[Literal["tensorboard", "wandb", "aim", "mlflow"], ...] = ()
+    max_skipped: float = Field(
+        0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps; what a power cut can cost at most")
+    sample_every: int | None = Field(
+        None, ge=1, description="steps between strips of sample pictures beside the checkpoints; null: none"
+    )
+    sample_steps: int = Field(25, ge=1, description="sampler steps of a sample picture")
+    trackers: tuple[Literal["tensorboard", "wandb", "aim", "mlflow"], ...] = Field(
+        (), description="log to these as well, through Accelerate"
+    )
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,17 @@ class Evaluate(Settings):
         description="scenes: held-out scenes; data: the held-out pictures' captions; auto: data if given",
     )
     images: int = Field(128, ge=1, description="captions, one picture each")
-    steps: int = Field(25, ge=1)
-    guidance_scale: float = Field(7.5, ge=0)
-    sampler: Sampler = "ddim"
-    batch_size: int = Field(16, ge=1)
-    size: int | None = Field(None, ge=8)
+    steps: int = Field(25, ge=1, description="of the sampler")
+    guidance_scale: float = Field(7.5, ge=0, description="1 and below: without guidance")
+    sampler: Sampler = Field("ddim", description="as-is: the model's own")
+    batch_size: int = Field(16, ge=1, description="pictures drawn at once")
+    size: int | None = Field(None, ge=8, description="pixels; null: the network's own")
     shown: int = Field(12, ge=0, description="captions whose pictures the report shows")
     latency_repeats: int = Field(3, ge=0, description="0: no timing")
     held_out: float = Field(0.1, gt=0, lt=1, description="as the distillation had it")
-    held_out_most: int = Field(64, ge=1)
-    max_skipped: float = Field(0.1, ge=0, le=1)
-    device: Device = "auto"
+    held_out_most: int = Field(64, ge=1, description="at most so many held-out pictures are measured")
+    max_skipped: float = Field(0.1, ge=0, le=1, description="as the distillation had it")
+    device: Device = Field("auto", description="auto: an accelerator if there is one")
 
 
 def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from decant.models.cost import macs, parameters
 from decant.models.families.sd1 import SD1
 from decant.models.load import cast, load, save, stored_dtype, unet_config, with_unet
@@ -16,7 +18,7 @@ from decant.stages.stage import Inputs, Settings, Stage
 class Prune(Settings):
     """Which student to cut."""
 
-    student: Student = "bk-tiny"
+    student: Student = Field("bk-tiny", description="which blocks are taken out: base keeps most, tiny least")
 
 
 def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
