@@ -370,6 +370,7 @@ def train(
     out: Path,
     recipe: Path | None = None,
     parts: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    classifier: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train the scenes teacher from nothing, part by part; finished parts are kept.
 
@@ -377,7 +378,13 @@ def train(
         out: a folder, one sub-folder a part.
         recipe: a YAML of parts; default the one the shipped teacher was made by.
         parts: only these, by name.
+        classifier: train the attribute classifier instead, whose features FID and KID use; minutes on one core.
     """
+    if classifier:
+        from decant.stages.classifier import train_classifier
+
+        print(train_classifier(out, talk))
+        return
     from decant.stages.teacher import train_teacher
 
     print(train_teacher(out, recipe, parts, talk))

@@ -19,6 +19,7 @@ from decant.models.generate import Sampler, generate
 from decant.models.load import load
 from decant.stages.asked import Asked, Captions, HeldOut, asked
 from decant.stages.bench import How, bench
+from decant.stages.distances import Distances, distances
 from decant.stages.encode import encode_data
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_picture
@@ -56,6 +57,7 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     ask = asked(settings.captions, settings.images, held_out)
     device = pick(settings.device)
     teacher: Drawn | None = None
+    apart: Distances | None = None
     rows: list[dict[str, Any]] = [
         {"caption": caption, "seed": seed, "models": {}} for caption, seed in zip(ask.captions, ask.seeds, strict=True)
     ][: settings.shown]
@@ -67,20 +69,35 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
             drawn = Drawn.of(_draw(pipeline, ask, settings), ask)
             tick((place + 1) * len(ask.captions), name)
             teacher = teacher or drawn
-            found = {**(proof.scores(pipeline) if proof else {}), **scores(drawn, teacher)}
+            apart = apart or distances(ask, teacher)
+            found = scores(drawn, teacher) | apart.figures(drawn, teacher=drawn is teacher)
+            found = (proof.scores(pipeline) if proof else {}) | found
             role, twin = role_of(name, models)
             control = {"control_of": twin} if twin else {}
             entries.append({"name": name, "role": role, **control, "scores": found})
             _show(rows, name, drawn, out)
             inputs.talk(f"{name}: {told(found)}")
+    left_out = [*_unread(ask, teacher), *(apart.left_out if apart else ())]
+    for item in left_out:
+        inputs.talk(f"{item['score']} left out: {item['reason']}; {item['hint']}")
     measured = bench(models, _how(settings), inputs.talk)
     return {
         "machine": machine(),
         "peak_memory_mb": round(peak_memory_mb().process_mb, 1),
         "models": [{**entry, **measured[entry["name"]]} for entry in entries],
+        "left_out": left_out,
         "pictures": rows,
         "asked": {"captions": list(ask.captions), "seeds": list(ask.seeds), "scenes": ask.scenes},
     }
+
+
+def _unread(ask: Asked, teacher: Drawn | None) -> list[dict[str, str]]:
+    """Captions of scenes, and no scene accuracy: why."""
+    if not ask.scenes or teacher is None or teacher.readings:
+        return []
+    height, width, _ = teacher.pictures[0].shape
+    reason = f"the captions say scenes, and the checker reads 64 x 64, not {height} x {width}"
+    return [{"score": "scene_accuracy", "reason": reason, "hint": "--set size=64, where the networks can draw that"}]
 
 
 def _draw(pipeline: StableDiffusionPipeline, ask: Asked, settings: Evaluate) -> list[Picture]:

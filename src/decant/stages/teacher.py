@@ -32,8 +32,9 @@ from decant.models.scenes_teacher import (
     new_vae,
 )
 from decant.scenes.captions import caption
+from decant.scenes.classes import CLASSES, classes
 from decant.scenes.render import render
-from decant.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, draw_scene, scenes
+from decant.scenes.world import Scene, draw_scene, scenes
 from decant.stages.pictures import save_strip
 
 Talk = Callable[[str], None]
@@ -245,27 +246,15 @@ class Reader(nn.Module):
     could read before their UNets were trained, too.
     """
 
-    CLASSES = (len(SHAPES), len(COLOURS), len(SIZES)) * 2 + (len(BACKGROUNDS), 3)
     POSITIONS = 8  # behind the end of every caption, where a causal encoder has seen all of it
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.head = nn.Linear(width, sum(self.CLASSES))
-
-    @staticmethod
-    def asked(scene: Scene) -> list[int]:
-        """Class numbers of a scene: the left or upper thing, the other (-100 if none), background, arrangement."""
-        told = scene.mirrored() if scene.relation in ("right of", "below") else scene
-        row = []
-        for thing in told.things:
-            row += [SHAPES.index(thing.shape), COLOURS.index(thing.colour), SIZES.index(thing.size)]
-        row += [-100] * (6 - len(row))
-        arrangement = {None: 0, "left of": 1, "above": 2}[told.relation]
-        return [*row, BACKGROUNDS.index(scene.background), arrangement]
+        self.head = nn.Linear(width, sum(CLASSES))
 
     def forward(self, states: Tensor, asked: Tensor) -> Tensor:
         """Cross-entropy of (B, L, D) states against (B, 8) classes, summed over the classes: a scalar."""
-        answers = self.head(states[:, -self.POSITIONS :]).split(self.CLASSES, dim=-1)
+        answers = self.head(states[:, -self.POSITIONS :]).split(CLASSES, dim=-1)
         wanted = asked.unsqueeze(1).expand(-1, self.POSITIONS, -1)
         pairs = zip(answers, wanted.unbind(-1), strict=True)
         losses = [nn.functional.cross_entropy(a.flatten(0, 1), w.flatten()) for a, w in pairs]
@@ -298,7 +287,7 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
     mean, std = encoded(vae, training_pictures(part.pictures))
     talk(f"{part.name}  {len(mean)} pictures encoded, latent spread {float(mean.std()):.3f}")
     reader = Reader(net.text_encoder.config.hidden_size)
-    asked = torch.tensor([Reader.asked(scene) for scene in shown])
+    asked = torch.tensor([classes(scene) for scene in shown])
     average = averaged(net, 0.999)
     trained = [*net.parameters(), *reader.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)

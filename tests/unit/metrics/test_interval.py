@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from decant.errors import UserError
-from decant.metrics.interval import mcnemar_p, paired_difference, paired_ratio, wilson
+from decant.metrics.interval import jackknife, mcnemar_p, paired_difference, paired_ratio, wilson
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -124,3 +125,24 @@ def test_mcnemar_counts_coin_flips(outcomes: list[tuple[bool, bool]]) -> None:
     far = abs(heads - flips / 2)
     chance = sum(comb(flips, k) for k in range(flips + 1) if abs(k - flips / 2) >= far) / 2**flips
     assert mcnemar_p(a, b) == pytest.approx(chance)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 40)
+    without = [float(np.delete(values, place).mean()) for place in range(40)]
+    interval = jackknife(float(values.mean()), without, 40)
+    low, high = student.interval(0.95, 39, values.mean(), values.std(ddof=1) / np.sqrt(40))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+
+
+def test_the_jackknife_covers_a_figure_that_is_no_mean() -> None:
+    """The standard deviation of skewed values, in groups: about as often as said."""
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(400):
+        values = rng.gamma(4, 1, 128)
+        without = [float(np.delete(values, slice(g, None, 32)).std(ddof=1)) for g in range(32)]
+        interval = jackknife(float(values.std(ddof=1)), without, 128)
+        covered += interval.low <= 2.0 <= interval.high
+    assert 0.9 <= covered / 400 <= 0.98
+    with pytest.raises(UserError):
+        jackknife(1.0, [1.0, 1.0], 2)
