@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
 from decant import __version__
 from decant.errors import UserError
@@ -41,21 +40,24 @@ def say(document: Any, as_json: bool, text: str) -> None:
 
 
 @app.command
-def quickstart(*, out: Path = Path("runs/quickstart"), full: bool = False, json: Json = False) -> None:
+def quickstart(
+    *, out: Path = Path("runs/quickstart"), full: bool = False, device: Device | None = None, json: Json = False
+) -> None:
     """The whole way on the shipped scenes teacher: cut, distil, evaluate, report; on a CPU, in minutes.
 
     Args:
         out: where the run goes.
         full: the longer recipe.
+        device: where every stage computes; default: as the recipe says.
     """
     from decant.cli import work
 
-    done = work.quickstart(out, full=full, talk=talk)
+    done = work.quickstart(out, full=full, talk=talk, device=device)
     say(done, json, f"report: {done['report']}")
 
 
 @app.command
-def run(
+def run(  # noqa: PLR0913 (the places and ways of a run)
     recipe: str,
     *,
     teacher: str,
@@ -63,6 +65,8 @@ def run(
     data: Path | None = None,
     cache: Path | None = None,
     sets: Sets = (),
+    device: Device | None = None,
+    push_to_hub: str | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -74,15 +78,24 @@ def run(
         out: where the run goes.
         data: a folder of pictures with captions.
         cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
-        dry_run: print the resolved recipe and run nothing.
+        device: where every stage computes; default: as the recipe says.
+        push_to_hub: owner/name of a repository for the last student, private where it is made anew.
+        dry_run: print the resolved recipe, and the disk and time that it wants; run nothing.
     """
-    from decant.cli import work
+    from decant.cli import publish, work
 
+    if push_to_hub is not None:
+        publish.check_ready(push_to_hub)
     if dry_run:
-        document = work.resolved(recipe, sets)
+        document = work.resolved(recipe, sets, teacher=teacher, data=data, out=out, device=device)
         say(document, json, document["yaml"])
         return
-    done = work.run_and_report(recipe, teacher=teacher, data=data, out=out, sets=sets, talk=talk, cache=cache)
+    done = work.run_and_report(
+        recipe, teacher=teacher, data=data, out=out, sets=sets, talk=talk, cache=cache, device=device
+    )
+    if push_to_hub is not None:
+        talk(f"pushing {done['student']} to {push_to_hub}")
+        done["pushed"] = publish.push(work.student_of(done), push_to_hub)
     say(done, json, f"report: {done['report']}" if done["report"] else f"run: {out}")
 
 
@@ -137,7 +150,7 @@ def prune(
 
 
 @app.command
-def distill(
+def distill(  # noqa: PLR0913 (a student and all that it learns from)
     student: Path,
     *,
     teacher: str,
@@ -145,6 +158,7 @@ def distill(
     out: Path,
     seed: int = 0,
     cache: Path | None = None,
+    device: Device | None = None,
     sets: Sets = (),
     json: Json = False,
 ) -> None:
@@ -157,10 +171,11 @@ def distill(
         out: the distilled student's pipeline folder.
         seed: of every draw.
         cache: a folder that keeps latents and text embeddings for many runs.
+        device: where to compute; auto: an accelerator if there is one.
     """
     from decant.cli import work
 
-    settings = work.settings_of("distill", sets)
+    settings = work.on_device(work.settings_of("distill", sets), device)
     models: dict[str, str | Path] = {student.name or "student": student}
     record = work.one_stage(
         "distill", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
@@ -178,6 +193,7 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
     steps: int = 25,
     guidance_scale: float = 7.5,
     cache: Path | None = None,
+    device: Device | None = None,
     sets: Sets = (),
     json: Json = False,
 ) -> None:
@@ -192,15 +208,12 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
         steps: of the sampler.
         guidance_scale: 1 and below: without guidance.
         cache: a folder that keeps latents and text embeddings for many runs.
+        device: where to compute; auto: an accelerator if there is one.
     """
     from decant.cli import work
 
-    settings = {
-        "images": images,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        **work.settings_of("evaluate", sets),
-    }
+    asked = {"images": images, "steps": steps, "guidance_scale": guidance_scale}
+    settings = work.on_device({**asked, **work.settings_of("evaluate", sets)}, device)
     done = work.evaluate_and_report(models, settings, teacher=teacher, data=data, out=out, talk=talk, cache=cache)
     say(done, json, f"report: {out / 'report.html'}")
 
@@ -303,15 +316,21 @@ def show(model: str, *, json: Json = False) -> None:
     """What a model is: family, parameters, MACs, and its record.
 
     Args:
-        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, `scenes`, or a name (`sd15`, `sd21`).
     """
-    from decant.stages.draw import describe
+    from decant.stages.draw import describe, described
 
     document = describe(model)
-    text = f"{document['family']}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.3f} GMACs a forward"
-    lineage = [step.get("stage", "?") for step in document["record"].get("lineage", [])]
-    own = document["record"].get("stage")
-    say(document, json, text + (f"\nmade by: {' -> '.join([*lineage, own])}" if own else ""))
+    say(document, json, described(document))
+
+
+@app.command
+def doctor(*, json: Json = False) -> None:
+    """What this machine can do, and what is missing: devices, memory, disk, threads, packages, hub."""
+    from decant.cli.doctor import examine, told
+
+    document = examine(Path())
+    say(document, json, told(document))
 
 
 @app.command
@@ -398,9 +417,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         talk(f"error: {error}")
         sys.exit(2)
     except CycloptsError as error:
-        Console(stderr=True, highlight=False).print(
-            f"error: {error}\n  hint: decant --help, or decant VERB --help", markup=False
-        )
+        talk(f"error: {error}\n  hint: decant --help, or decant VERB --help")
         sys.exit(2)
     except KeyboardInterrupt:
         talk("stopped; the same command goes on from here")

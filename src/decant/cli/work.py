@@ -7,8 +7,9 @@ from typing import Any, get_args
 import yaml
 
 from decant.errors import nearest, refuse
+from decant.models.device import Device, pick
 from decant.recipe.runner import resolve, run_recipe, run_stage
-from decant.recipe.schema import load_recipe, override
+from decant.recipe.schema import Recipe, Step, load_recipe, override
 from decant.report.collect import collect
 from decant.report.page import write_report
 from decant.stages.all import STAGES
@@ -26,17 +27,39 @@ def run_and_report(
     sets: Sequence[str],
     talk: Talk,
     cache: Path | None = None,
+    device: Device | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe; where it evaluates, also write ``report.json`` and ``report.html``."""
-    chosen = override(load_recipe(recipe), sets)
+    """Run a recipe; where it evaluates, also write ``report.json`` and ``report.html``.
+
+    ``student`` is the folder of the last stage that gives a pipeline, None where no stage does.
+    """
+    chosen = _chosen(recipe, sets, device)
     done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=cache)
     evaluated = any(step.stage == "evaluate" for step in chosen.stages)
-    return {**done, "report": str(rebuild_report(out)) if evaluated else None}
+    students = [out / stage["folder"] for stage in done["stages"] if STAGES[stage["stage"]].gives_pipeline]
+    report = str(rebuild_report(out)) if evaluated else None
+    return {**done, "report": report, "student": str(students[-1]) if students else None}
 
 
-def resolved(recipe: str, sets: Sequence[str]) -> dict[str, Any]:
-    """The recipe with every setting filled in, as a document and as YAML; nothing runs."""
-    chosen = override(load_recipe(recipe), sets)
+def student_of(done: Mapping[str, Any]) -> Path:
+    """The folder of a run's last student.
+
+    Raises:
+        UserError: its recipe makes none.
+    """
+    if done["student"] is None:
+        hint = "push a run that prunes or distils"
+        raise refuse("--push-to-hub", "the recipe makes no student", allowed="a recipe that makes one", hint=hint)
+    return Path(done["student"])
+
+
+def resolved(
+    recipe: str, sets: Sequence[str], *, teacher: str, data: Path | None, out: Path, device: Device | None = None
+) -> dict[str, Any]:
+    """The recipe with every setting filled in and what it wants of the machine, as a document and as YAML."""
+    from decant.recipe.forecast import forecast, told
+
+    chosen = _chosen(recipe, sets, device)
     jobs = resolve(chosen, STAGES)
     document = {
         "name": chosen.name,
@@ -50,7 +73,31 @@ def resolved(recipe: str, sets: Sequence[str]) -> dict[str, Any]:
             for job in jobs
         ],
     }
-    return {**document, "yaml": yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip()}
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    wanted = forecast(jobs, teacher, data, out)
+    return {**document, **wanted, "yaml": f"{text}{told(wanted)}"}
+
+
+def _chosen(recipe: str, sets: Sequence[str], device: Device | None) -> Recipe:
+    """A recipe with what the command line changes in it; a device that is not here is refused at once."""
+    chosen = load_recipe(recipe)
+    if device is not None:
+        pick(device)
+        computing = [step for step in chosen.stages if "device" in _settings_of_kind(step.stage)]
+        chosen = override(chosen, [f"{step.name}.device={device}" for step in computing])
+    return override(chosen, sets)
+
+
+def _settings_of_kind(kind: str) -> Mapping[str, Any]:
+    return STAGES[kind].settings.model_fields if kind in STAGES else {}
+
+
+def on_device(settings: Mapping[str, Any], device: Device | None) -> dict[str, Any]:
+    """Settings of one stage on a device, where one was asked for; refused at once where it is not here."""
+    if device is None:
+        return dict(settings)
+    pick(device)
+    return {**settings, "device": device}
 
 
 def rebuild_report(run: Path) -> Path:
@@ -61,16 +108,18 @@ def rebuild_report(run: Path) -> Path:
     return write_report(run)
 
 
-def quickstart(out: Path, *, full: bool, talk: Talk) -> dict[str, Any]:
+def quickstart(out: Path, *, full: bool, talk: Talk, device: Device | None = None) -> dict[str, Any]:
     """Draw the pictures, run the quickstart preset on the shipped teacher, and write the report."""
     from decant.scenes.folder import draw_folder
 
+    if device is not None:
+        pick(device)
     data = out / "data"
     if not (data / "metadata.jsonl").is_file():
         talk(f"drawing {QUICKSTART_PICTURES} scenes into {data}")
         draw_folder(data, QUICKSTART_PICTURES, "train")
     name = "quickstart-full" if full else "quickstart"
-    return run_and_report(name, teacher="scenes", data=data, out=out, sets=(), talk=talk)
+    return run_and_report(name, teacher="scenes", data=data, out=out, sets=(), talk=talk, device=device)
 
 
 def preview_prune(teacher: str, student: str) -> dict[str, Any]:
@@ -106,13 +155,9 @@ def export_single_file(model: str, out: Path) -> None:
 
 def settings_of(kind: str, sets: Sequence[str]) -> dict[str, Any]:
     """``key=value`` words as settings of one stage; ``kind.key=value`` is understood too."""
-    values: dict[str, Any] = {}
-    for word in sets:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise refuse("--set", word, allowed="key=value", hint="for example --set steps=400")
-        values[key.strip().removeprefix(f"{kind}.")] = yaml.safe_load(text)
-    return values
+    alone = Recipe(name=kind, stages=(Step(stage=kind, name=kind),))
+    words = [word if word.startswith(f"{kind}.") else f"{kind}.{word}" for word in sets]
+    return dict(override(alone, words).stages[0].settings)
 
 
 def one_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome)

@@ -4,6 +4,7 @@ Everything that a user can get wrong is looked at before any weight is read. Wei
 is opened only when asked for by name, and then only as weights.
 """
 
+import contextlib
 import copy
 import hashlib
 import re
@@ -13,7 +14,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from torch import nn
 
@@ -39,6 +41,8 @@ Architecture = Literal["sd15", "sd21", "musetalk"]
 # A name as diffusers and transformers give to a shard; no path.
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# A hub that is silent for so long is away.
+_HUB_SECONDS = 5.0
 _STRANGERS = "config.json and weights are of two different networks; take both from one folder"
 
 
@@ -144,6 +148,11 @@ def architecture(name: str) -> dict[str, Any]:
     return _sd_layout() | special
 
 
+def known_architectures() -> tuple[str, ...]:
+    """The names that `architecture` takes."""
+    return get_args(Architecture)
+
+
 def unet_config(source: str | Path) -> dict[str, Any]:
     """The UNet config of a source of `load`, or of a known architecture; no weights are read.
 
@@ -231,20 +240,18 @@ def _scenes() -> Path:
 def _missing_folder(path: Path) -> UserError:
     parent = path.parent
     siblings = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
-    hint = nearest(path.name, siblings) if siblings else f"the folder {parent} holds no folders, or is not there"
+    names = ["scenes", *known_architectures()] if parent == Path() else []
+    shown = [name for name in siblings if not name.startswith(".")] + names
+    hint = nearest(path.name, shown) if shown else f"the folder {parent} holds no folders, or is not there"
     return refuse("model", path, allowed="a pipeline folder, a hub id owner/name, or scenes", hint=hint)
 
 
 def _download(hub_id: str, allow_pickle: bool) -> Path:
     """Fetch a pipeline from the hub, or find it in the cache; its kind is checked before its weights come."""
+    away = _why_away(hub_id)
     try:
-        check_class(Path(hf_hub_download(hub_id, INDEX)))
-        folder = StableDiffusionPipeline.download(
-            hub_id,
-            use_safetensors=None if allow_pickle else True,
-            safety_checker=None,
-            feature_extractor=None,
-        )
+        check_class(Path(hf_hub_download(hub_id, INDEX, local_files_only=bool(away))))
+        return _fetch(hub_id, None if allow_pickle else True, local=bool(away))
     except UserError:
         raise
     # The hub's client raises errors of several libraries, and all of them mean the same to the user.
@@ -253,8 +260,34 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
             "model",
             repr(hub_id),
             allowed="a local pipeline folder, or a diffusers model that the hub gives or the cache holds",
-            hint=f"no such folder here, and the hub said: {first_line(error)}",
+            hint=f"no such folder here, and of the hub: {away or first_line(error)}. Where there is a network, "
+            f"`hf download {hub_id} --local-dir DIR` fetches it (older: huggingface-cli download); then give DIR, "
+            "here or on another machine",
         ) from error
+
+
+def _why_away(hub_id: str) -> str:
+    """Why the hub cannot be asked, "" where it answers. Its client would try a silent network again for minutes."""
+    if constants.is_offline_mode():
+        return "it is switched off (HF_HUB_OFFLINE), and the cache does not hold this model"
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, INDEX), timeout=_HUB_SECONDS)
+    except HfHubHTTPError:
+        return ""  # an answer, even if it is no
+    except Exception as error:
+        return f"it does not answer ({first_line(error)}), and the cache does not hold this model"
+    return ""
+
+
+def _fetch(hub_id: str, use_safetensors: bool | None, *, local: bool) -> Path:
+    """The model's files, with its safety checker where that is to be had as asked for, and its card."""
+    asked: dict[str, Any] = {"use_safetensors": use_safetensors, "local_files_only": local}
+    try:
+        folder = StableDiffusionPipeline.download(hub_id, **asked)
+    except OSError:  # the safety checker of some is a pickle alone
+        folder = StableDiffusionPipeline.download(hub_id, **asked, safety_checker=None, feature_extractor=None)
+    with contextlib.suppress(Exception):  # a model without a card is a model all the same
+        hf_hub_download(hub_id, "README.md", local_files_only=local)
     return Path(folder)
 
 

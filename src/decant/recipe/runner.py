@@ -295,14 +295,29 @@ def _make(job: Job, run: _Run, request: dict[str, Any], label: str) -> float:
     try:
         result = job.stage.run(job.settings, inputs, temporary)
         seconds = round(time.monotonic() - start, 3)
-        record = _record(job, run, request, seconds)
         base = {**_mapping(_read_json(temporary / "decant.json")), **result}
-        _write_whole(temporary / "decant.json", json.dumps({**base, **record}, indent=1, allow_nan=False))
+        record = _finished(temporary, {**base, **_record(job, run, request, seconds)}, run.models[job.takes[0]])
+        _write_whole(temporary / "decant.json", json.dumps(record, indent=1, allow_nan=False))
         _put(temporary, run.out / job.folder, run.work / f"{job.folder}.old")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     run.talk(f"{label}: done in {seconds:.1f} s")
     return seconds
+
+
+def _finished(folder: Path, record: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The record of a stage, with what a pipeline folder takes over from its parent; writes that folder's card."""
+    if not (folder / "model_index.json").is_file():
+        return record
+    from decant.models.load import place_of
+    from decant.models.safety import carry_safety
+    from decant.stages.card import inherited_facts, write_card
+
+    place = place_of(source)
+    safety = carry_safety(place, folder)
+    whole = {**record, **inherited_facts(source, place), "safety_checker": safety.to_json()}
+    write_card(folder, whole)
+    return whole
 
 
 def _prepare_work(work: Path, request: dict[str, Any], say: Callable[[str], None]) -> None:

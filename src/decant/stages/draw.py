@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from decant.models.cost import parameters, size_mb
 from decant.models.device import Device, pick
 from decant.models.families.sd1 import SD1
 from decant.models.generate import Sampler, generate
-from decant.models.load import load, place_of
+from decant.models.layout import COMPONENTS
+from decant.models.load import architecture, condition_tokens, known_architectures, load, place_of, stored_dtype
+from decant.models.surgery.surgery import layer_map, skeleton
 from decant.stages.pictures import save_picture
-from decant.stages.record import figures_of, read_record
+from decant.stages.record import figures_of, read_record, surgery_map_of
 
 
 def draw_to(  # noqa: PLR0913 (the options of a picture)
@@ -47,10 +50,69 @@ def draw_to(  # noqa: PLR0913 (the options of a picture)
 
 
 def describe(model: str) -> dict[str, Any]:
-    """Family, parameters, MACs and the record of a model."""
-    pipeline = load(model)
+    """What a model is: family, parameters, MACs, parts, size on disk, what a surgery took, and its record.
+
+    The name of an architecture (`sd15`) has counts alone.
+    """
+    if model in known_architectures():
+        unet = skeleton(architecture(model))
+        family = {"sd15": "sd1", "sd21": "sd2"}.get(model, model)
+        return {
+            "family": family,
+            **figures_of(unet, condition_tokens(model)),
+            "parts": {"unet": parameters(unet)},
+            "record": {},
+        }
+    pipeline, place = load(model), place_of(model)
+    record = read_record(place)
+    networks = {part.name: getattr(pipeline, part.name) for part in COMPONENTS}
     return {
         "family": "sd1",
         **figures_of(pipeline.unet, SD1.of(pipeline).tokens),
-        "record": read_record(place_of(model)),
+        "parts": {name: parameters(network) for name, network in networks.items()},
+        "dtype": str(stored_dtype(model)).removeprefix("torch."),
+        "size_mb": round(size_mb(place), 3),
+        "prediction": pipeline.scheduler.config.get("prediction_type", "epsilon"),
+        "surgery": _surgery(place),
+        "record": record,
     }
+
+
+def _surgery(place: Path) -> dict[str, Any] | None:
+    """A surgery map in numbers, and by layer; None where nothing was cut."""
+    cut = surgery_map_of(place)
+    if cut is None:
+        return None
+    layers = layer_map(cut)
+    return {
+        "parameters_inherited": len(cut.parameters),
+        "parameters_cut_by_channel": len(cut.kept),
+        "layers": len(layers),
+        "layers_moved": {student: teacher for student, teacher in layers.items() if student != teacher},
+        "feature_pairs": len(cut.features),
+    }
+
+
+def described(document: dict[str, Any]) -> str:
+    """The same for people, a line each."""
+    lines = [
+        f"{document['family']}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.3f} GMACs a forward"
+    ]
+    lines += [f"  {name}: {count:,} parameters" for name, count in document["parts"].items()]
+    if "size_mb" in document:
+        lines.append(f"stored: {document['dtype']}, {document['size_mb']:.1f} MB; predicts {document['prediction']}")
+    record, surgery = document["record"], document.get("surgery")
+    if surgery:
+        lines.append(
+            f"cut: {surgery['layers']} layers kept, {len(surgery['layers_moved'])} under another name, "
+            f"{surgery['parameters_cut_by_channel']} tensors narrowed, {surgery['feature_pairs']} feature pairs"
+        )
+    if "base_model" in record:
+        licence = record.get("licence") or {}
+        lines.append(f"base model: {record['base_model']}, licence {licence.get('license', 'unknown')}")
+    if "safety_checker" in record:
+        lines.append(f"safety checker: {record['safety_checker'].get('state')}, {record['safety_checker'].get('why')}")
+    if record.get("stage"):
+        steps = [step.get("stage", "?") for step in record.get("lineage", [])]
+        lines.append(f"made by: {' -> '.join([*steps, record['stage']])}")
+    return "\n".join(lines)

@@ -1,5 +1,6 @@
 """What a stage is to the runner: its settings, what it takes and gives, and one function."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,9 @@ def _explain(error: ValidationError, model: type[BaseModel], place: str) -> User
     if first["type"] == "missing":
         return refuse(where, f"missing{more}", allowed="this key is required", hint="add it")
     allowed = first["msg"].removeprefix("Value error, ")
-    return refuse(where, f"{_short(first['input'])}{more}", allowed=allowed, hint="change this value")
+    choices = re.findall(r"'([^']*)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    hint = nearest(str(first["input"]), choices) if choices else "change this value"
+    return refuse(where, f"{_short(first['input'])}{more}", allowed=allowed, hint=hint)
 
 
 def _short(value: object) -> str:
