@@ -10,17 +10,23 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
-from decant.data.picture import SUFFIXES, ahead, look
+from decant.data.picture import SUFFIXES, Look, ahead, look
 from decant.errors import UserError, nearest, refuse
 
 _MAX_CAPTION_BYTES = 64 * 1024
 _TEXT_KEYS = ("text", "caption")
+_NOT_READ = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga"})
+_CLOSED = "the folder cannot be read"
+_FOLDER = "a folder, not a picture"
+_NO_FILE = "not a file, or a link that leads nowhere"
+
+Watch = Callable[[int, int], object]
 _Value = TypeVar("_Value")
 _LAYOUTS = "metadata.jsonl, metadata.csv, or a .txt beside each picture"
 
@@ -67,25 +73,48 @@ class _Entry:
     problem: str = ""
 
 
-def read_folder(path: str | Path, max_skipped: float = 0.1) -> Captioned:
+def read_folder(path: str | Path, max_skipped: float = 0.1, watch: Watch = lambda done, total: None) -> Captioned:
     """Scan a folder of captioned pictures, decoding each picture once.
 
-    Raises ``UserError`` where the folder is missing, holds no pictures, or more than the fraction
-    ``max_skipped`` of its entries (0.1: one in ten) cannot be used.
+    ``watch(done, total)`` counts pictures. Raises ``UserError`` where the folder is missing, holds no pictures, or
+    more than the fraction ``max_skipped`` of its entries (0.1: one in ten) cannot be used.
     """
+    captioned = scan(path, watch)
+    check_share(captioned, max_skipped)
+    return captioned
+
+
+def scan(path: str | Path, watch: Watch = lambda done, total: None) -> Captioned:
+    """As `read_folder`, however many of the entries cannot be used."""
     folder = Path(path)
     _check_folder(folder)
-    checked = [_checked(folder, entry) for entry in _entries(folder)]
+    real = os.path.realpath(folder)
+    checked = [_checked(folder, real, entry) for entry in _entries(folder)]
     good = [entry for entry, reason in checked if not reason]
     skipped = [Skipped(entry.name, reason) for entry, reason in checked if reason]
     names = sorted({entry.name for entry in good})
-    looks = dict(zip(names, ahead(look, [folder / name for name in names]), strict=True))
+    looks: dict[str, Look] = {}
+    for name, seen in zip(names, ahead(look, [folder / name for name in names]), strict=True):
+        looks[name] = seen
+        watch(len(looks), len(names))
     skipped += [Skipped(entry.name, looks[entry.name].problem) for entry in good if looks[entry.name].problem]
     pairs, twice = _unique([(e.name, _tidy(str(e.caption))) for e in good if not looks[e.name].problem])
     skipped = sorted([*skipped, *twice], key=lambda item: (item.name, item.reason))
-    _check_share(folder, len(pairs), skipped, max_skipped)
     files, captions = tuple(folder / name for name, _ in pairs), tuple(caption for _, caption in pairs)
     return Captioned(files, captions, tuple(skipped), folder, tuple(looks[name].digest for name, _ in pairs))
+
+
+def check_share(captioned: Captioned, max_skipped: float, named_in: str = "") -> None:
+    """Refuse where more than the fraction ``max_skipped`` of the entries cannot be used; ``named_in`` is a file."""
+    total = len(captioned.files) + len(captioned.skipped)
+    if captioned.files and len(captioned.skipped) <= max_skipped * total:
+        return
+    first = "; ".join(f"{item.name}: {item.reason}" for item in captioned.skipped[:3])
+    count = f"{len(captioned.skipped)} of {total} entries of {captioned.folder}"
+    allowed = f"at most {max_skipped:.0%} skipped, and at least one used"
+    hint = f"all are named in {named_in}" if named_in else "mend them"
+    hint += ", or raise max_skipped" if captioned.files else f"; each picture needs a caption: {_LAYOUTS}"
+    raise refuse("data", f"{count} cannot be used ({first or 'it is empty'})", allowed=allowed, hint=hint)
 
 
 def split(captioned: Captioned, held_out: float, seed: int) -> tuple[Captioned, Captioned]:
@@ -144,14 +173,14 @@ def _entries(folder: Path) -> Iterator[_Entry]:
         return
     yield from listed
     known = {os.path.normpath(entry.name) for entry in listed}
-    for name in _pictures(folder):
-        if os.path.normpath(name) not in known:
-            yield _Entry(name, problem="not in the metadata file")
+    for entry in _pictures(folder):
+        if os.path.normpath(entry.name) not in known:
+            yield _Entry(entry.name, problem=entry.problem or "not in the metadata file")
 
 
 def _jsonl_layout(file: Path) -> Iterator[_Entry]:
     """One JSON object a line; a line that is none is named by its number."""
-    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    for number, line in enumerate(_lines(file), start=1):
         place = f"{file.name}:{number}"
         if not line.strip():
             continue
@@ -163,10 +192,18 @@ def _jsonl_layout(file: Path) -> Iterator[_Entry]:
         yield (_listed(values, place) if isinstance(values, dict) else _Entry(place, problem="not a JSON object"))
 
 
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        hint = "check its permissions"
+        raise refuse(f"data {file}", error.strerror, allowed="a file that can be read", hint=hint) from None
+
+
 def _csv_layout(file: Path) -> Iterator[_Entry]:
     """A header with ``file_name`` and ``text`` or ``caption``, then one row a picture."""
     # Bytes that are not UTF-8 become lone surrogates, which the caption check then refuses by row.
-    text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    text = b"\n".join(_lines(file)).decode("utf-8", errors="surrogateescape")
     rows = csv.DictReader(io.StringIO(text, newline=""))
     columns = list(rows.fieldnames or ())
     if "file_name" not in columns or not set(_TEXT_KEYS) & set(columns):
@@ -186,21 +223,24 @@ def _csv_layout(file: Path) -> Iterator[_Entry]:
 
 def _txt_layout(folder: Path) -> Iterator[_Entry]:
     """A ``.txt`` of the same stem beside each picture, in the folder and the folders below."""
-    names = _pictures(folder)
-    if not names:
+    entries = _pictures(folder)
+    if not entries:
         below = sorted(f.parent.name for kind in ("jsonl", "csv") for f in folder.glob(f"*/metadata.{kind}"))
         hint = f"did you mean its folder {below[0]!r}?" if below else "check that --data is the folder of the pictures"
         allowed = f"a folder of pictures with {_LAYOUTS}"
         raise refuse("data", f"{folder} holds no pictures", allowed=allowed, hint=hint)
-    for name in names:
+    for entry in entries:
+        if entry.problem:
+            yield entry
+            continue
         try:
-            yield _Entry(name, caption=_read_caption(folder, (folder / name).with_suffix(".txt")))
+            yield _Entry(entry.name, caption=_read_caption(folder, (folder / entry.name).with_suffix(".txt")))
         except UserError as error:
-            yield _Entry(name, problem=str(error))
+            yield _Entry(entry.name, problem=str(error))
 
 
 def _read_caption(folder: Path, file: Path) -> str:
-    problem = _outside(folder, file.relative_to(folder).as_posix())
+    problem = _outside(os.path.realpath(folder), file.relative_to(folder).as_posix())
     if not file.is_file():
         problem = "no .txt beside it"
     elif not problem and file.stat().st_size > _MAX_CAPTION_BYTES:
@@ -209,7 +249,9 @@ def _read_caption(folder: Path, file: Path) -> str:
         raise UserError(problem)
     try:
         return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+    except OSError as error:
+        raise UserError(f"the caption file cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
         raise UserError("the caption file is not text in UTF-8") from None
 
 
@@ -222,30 +264,37 @@ def _listed(values: dict[str, object], place: str) -> _Entry:
     return _Entry(name, problem="no caption") if key is None else _Entry(name, caption=values[key])
 
 
-def _checked(folder: Path, entry: _Entry) -> tuple[_Entry, str]:
+def _checked(folder: Path, real: str, entry: _Entry) -> tuple[_Entry, str]:
     """The entry under its plain name, and why it cannot be used, as far as seen without decoding it."""
     if entry.problem:
         return entry, entry.problem
-    reason = _outside(folder, entry.name) or _missing(folder, entry.name) or _caption_problem(entry.caption)
+    reason = _outside(real, entry.name) or _missing(folder, entry.name) or _caption_problem(entry.caption)
     return _Entry(PurePosixPath(entry.name).as_posix(), entry.caption), reason
 
 
-def _outside(folder: Path, name: str) -> str:
-    """Why a file name must not be followed: it leaves the folder, by itself or through a link."""
-    parts = PurePosixPath(name)
-    windows = PureWindowsPath(name)
+def _outside(real: str, name: str) -> str:
+    """Why a file name must not be followed: it leaves the folder ``real``, by itself or through a link."""
+    parts, windows = PurePosixPath(name), PureWindowsPath(name)
     if "\0" in name or parts.is_absolute() or windows.drive or windows.root or ".." in (*parts.parts, *windows.parts):
         return "the file name leaves the folder"
     try:
-        inside = (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a loop of links
+        name.encode()
+        inside = Path(os.path.realpath(f"{real}/{name}")).is_relative_to(real)
+    except UnicodeEncodeError:
+        return "the file name is not text in UTF-8"
+    except OSError:
         inside = False
     return "" if inside else "the file is a link that leaves the folder"
 
 
 def _missing(folder: Path, name: str) -> str:
+    file = folder / name
     try:
-        return "" if (folder / name).is_file() else "listed, but there is no such file"
+        if file.is_file():
+            return ""
+        if file.is_dir():
+            return _FOLDER
+        return _NO_FILE if file.is_symlink() or file.exists() else "listed, but there is no such file"
     except (OSError, ValueError):
         return "listed, but there is no such file"
 
@@ -275,28 +324,38 @@ def _unique(pairs: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], li
     return sorted(counts), twice
 
 
-def _check_share(folder: Path, used: int, skipped: Sequence[Skipped], max_skipped: float) -> None:
-    total = used + len(skipped)
-    if used and len(skipped) <= max_skipped * total:
-        return
-    first = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:3])
-    value = f"{len(skipped)} of {total} entries of {folder} cannot be used ({first or 'it is empty'})"
-    allowed = f"at most {max_skipped:.0%} skipped, and at least one used"
-    raise refuse("data", value, allowed=allowed, hint="mend or remove these, or raise max_skipped")
-
-
 def _files(folder: Path) -> Iterator[str]:
     """Relative names of the files below a folder, hidden ones left out; links to folders are not followed."""
-    for root, folders, files in os.walk(folder):
+    return (entry.name for entry in _below(folder) if (folder / entry.name).is_file())
+
+
+def _pictures(folder: Path) -> list[_Entry]:
+    """What is named like a picture below a folder, sorted, and why some of it is none."""
+    known = SUFFIXES | _NOT_READ
+    found = [e for e in _below(folder) if e.problem == _CLOSED or PurePosixPath(e.name).suffix.lower() in known]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _below(folder: Path) -> Iterator[_Entry]:
+    """Files, links that lead nowhere and folders, by relative name; hidden ones are left out."""
+    closed: list[str] = []
+    for root, folders, files in os.walk(folder, onerror=lambda error: closed.append(str(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        place = "" if Path(root) == folder else Path(root).relative_to(folder).as_posix() + "/"
+        for name in folders:
+            yield _Entry(place + name, problem=_FOLDER)
         for name in files:
-            file = Path(root) / name
-            if not name.startswith(".") and file.is_file():
-                yield file.relative_to(folder).as_posix()
+            if not name.startswith("."):
+                yield _Entry(place + name, problem=_no_picture(Path(root, name)))
+    for name in closed:
+        yield _Entry(Path(name).relative_to(folder).as_posix() + "/", problem=_CLOSED)
 
 
-def _pictures(folder: Path) -> list[str]:
-    return sorted(name for name in _files(folder) if Path(name).suffix.lower() in SUFFIXES)
+def _no_picture(file: Path) -> str:
+    """Why a file is no picture, as far as its name and kind say."""
+    if file.suffix.lower() in _NOT_READ:
+        return f"{file.suffix.lower()} is not read: convert it to PNG or JPEG"
+    return "" if file.is_file() else _NO_FILE
 
 
 def _unit(name: str, seed: int) -> float:

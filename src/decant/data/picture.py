@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,13 +85,11 @@ def picture(file: Path, size: int, digest: bytes | None = None) -> Tensor:
 def ahead(function: Callable[[_In], _Out], items: Sequence[_In], most: int = 64) -> Iterator[_Out]:
     """``map`` with threads that work at most so many items ahead of what is taken: decoders let other threads run."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        waiting = [pool.submit(function, item) for item in items[:most]]
+        waiting = deque(pool.submit(function, item) for item in items[:most])
         for item in items[most:]:
-            first, *waiting = waiting
-            yield first.result()
+            yield waiting.popleft().result()
             waiting.append(pool.submit(function, item))
-        for future in waiting:
-            yield future.result()
+        yield from (future.result() for future in waiting)
 
 
 def _changed(file: Path, value: str) -> UserError:

@@ -126,7 +126,7 @@ class Shards:
         for (path, shard), fine in zip(wanted, whole, strict=True):
             if shard is not None and fine:
                 self._take(path, *shard)
-            else:
+            elif path.exists() and not _is_whole(path):  # another process may have seen it too, and made it anew
                 talk(f"cache: {path} is damaged; what it held is made anew")
                 with contextlib.suppress(OSError):
                     path.unlink()

@@ -1,7 +1,7 @@
 """Distil a student from its teacher on captioned pictures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from decant.data.batch import Batch
-from decant.data.folder import Captioned, read_folder, split
+from decant.data.folder import Captioned, split
 from decant.data.latents import Latents
 from decant.data.order import stream
 from decant.errors import refuse
@@ -30,6 +30,7 @@ from decant.stages.output_error import output_error
 from decant.stages.pictures import save_strip
 from decant.stages.progress import progress
 from decant.stages.record import figures_of, inherited, read_record, surgery_map_of
+from decant.stages.scan import scan_data
 from decant.stages.stage import Inputs, Settings, Stage
 from decant.train.loop import Step, loop
 from decant.train.optimizers import LRSchedule
@@ -104,13 +105,11 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     Goes on from the newest checkpoint in ``inputs.work``. The output error on held-out pictures is measured before
     and after.
     """
-    assert inputs.data is not None
-    captioned = read_folder(inputs.data, settings.max_skipped)
-    for skipped in captioned.skipped:
-        inputs.talk(f"skipped {skipped.name}: {skipped.reason}")
+    captioned = scan_data(inputs, settings.max_skipped, out)
     train_part, held_part = split(captioned, settings.held_out, inputs.seed)
     players = _open(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
     device = pick(settings.device)
+    cut = _cut_captions(players, [*train_part.captions, *held_part.captions], inputs)
     train, held = _encode(players, settings, inputs, device, train_part, held_part.first(settings.held_out_most))
     proof = _Proof(players, held, inputs.seed, device)
     before = proof.measure(players.student)
@@ -129,7 +128,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
     save(cast(with_unet(players.teacher, players.student), stored), out)
     return {
-        **_record(settings, inputs, captioned, train.n, held.n),
+        **_record(inputs, captioned, {"used": train.n, "held_out": held.n, "captions_cut": cut}),
         "figures": figures_of(players.student, players.family.tokens),
         "held_out": {"n": held.n, "output_error_before": before, "output_error_after": after},
         "training": curve,
@@ -324,12 +323,20 @@ class _Curve:
         return self._lines()
 
 
-def _record(settings: Distill, inputs: Inputs, captioned: Captioned, used: int, held: int) -> dict[str, Any]:
+def _cut_captions(players: _Players, captions: Sequence[str], inputs: Inputs) -> int:
+    """How many captions the text encoder cannot read to their end, told."""
+    longest = players.family.tokens
+    cut = sum(n > longest for n in players.family.lengths(captions))
+    if cut:
+        inputs.talk(f"{cut} of {len(captions)} captions are longer than the {longest} tokens that are read: cut there")
+    return cut
+
+
+def _record(inputs: Inputs, captioned: Captioned, counts: dict[str, int]) -> dict[str, Any]:
     parent = read_record(inputs.source)
     kept: dict[str, Any] = {key: parent[key] for key in ("family", "student", "surgery_map") if key in parent}
     skipped = [{"name": item.name, "reason": item.reason} for item in captioned.skipped]
-    data = {"path": str(inputs.data), "used": used, "held_out": held, "skipped": skipped}
-    return {**kept, **inherited(inputs.source), "data": data}
+    return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, "skipped": skipped}}
 
 
 STAGE = Stage(settings=Distill, run=run, data="required")

@@ -207,8 +207,48 @@ def _modes(folder: Path) -> list[tuple[Path, tuple[int, int, int]]]:
     ]
 
 
-def test_every_mode_becomes_the_rgb_that_a_viewer_shows(tmp_path: Path) -> None:
-    for path, colour in _modes(tmp_path):
+def _deep_rgb(colour: tuple[int, int, int]) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads but does not write."""
+    row = b"\0" + struct.pack(">HHH", *(value * 257 for value in colour)) * 8
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row * 8)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _kinds(folder: Path) -> list[tuple[Path, tuple[int, int, int]]]:
+    """Pictures that are unlike most, none of them damaged, and the colour that each must show."""
+    colour, other = (200, 40, 90), Image.new("RGB", (8, 8), (0, 255, 0))
+    plain = Image.new("RGB", (8, 8), colour)
+    frames: dict[str, object] = {"save_all": True, "append_images": [other, other]}
+    (folder / "deep-rgb.png").write_bytes(_deep_rgb(colour))
+    return [
+        (folder / "deep-rgb.png", colour),
+        (_saved(folder / "moves.gif", plain, **frames), colour),
+        (_saved(folder / "moves.png", plain, **frames), colour),
+        (_saved(folder / "moves.webp", plain, lossless=True, **frames), colour),
+        (_saved(folder / "a PNG.jpg", plain, format="PNG"), colour),
+        (_saved(folder / "a JPEG.png", plain, format="JPEG", quality=100, subsampling=0), colour),
+        (_saved(folder / "LOUD.BMP", plain), colour),
+        (_saved(folder / "progressive.jpg", plain, progressive=True, quality=100, subsampling=0), colour),
+        (_saved(folder / "packed.tiff", plain, compression="tiff_lzw"), colour),
+        (_saved(folder / "thin.png", Image.new("RGB", (1, 3000), colour)), colour),
+        (_saved(folder / "flat.png", Image.new("RGB", (3000, 1), colour)), colour),
+        (_saved(folder / "dot.png", Image.new("RGB", (1, 1), colour)), colour),
+        (_saved(folder / "caf\u00e9 \u732b.png", plain), colour),
+    ]
+
+
+def test_what_is_unlike_most_but_not_damaged_is_read(tmp_path: Path) -> None:
+    kinds = _kinds(tmp_path)
+    for path, _ in kinds:
+        (tmp_path / f"{path.stem}.txt").write_text("words")
+    found = read_folder(tmp_path)
+    assert not found.skipped and set(found.files) == {path for path, _ in kinds}
+
+
+def test_every_mode_and_kind_becomes_the_rgb_that_a_viewer_shows(tmp_path: Path) -> None:
+    for path, colour in [*_modes(tmp_path), *_kinds(tmp_path)]:
         seen = (picture(path, 8).mean((1, 2)) + 1) * 127.5
         assert torch.allclose(seen, torch.tensor(colour, dtype=torch.float32), atol=1.5), path.name
 

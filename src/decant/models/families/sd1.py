@@ -74,6 +74,14 @@ class SD1:
         hidden = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
         return {"encoder_hidden_states": hidden}
 
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption, start and end included; `condition` reads the first `tokens` of them."""
+        return [
+            len(tokens)
+            for start in range(0, len(captions), 1024)
+            for tokens in self.tokenizer(list(captions[start : start + 1024]), verbose=False)["input_ids"]
+        ]
+
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The empty prompt, once for each of the condition's B samples: (B, 77, D)."""
         given = condition["encoder_hidden_states"]
