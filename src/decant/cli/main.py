@@ -1,6 +1,7 @@
 """The command line: thin verbs. Stdout is data, stderr is talk; status 0 done, 2 the user's mistake, 1 ours."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -411,6 +412,8 @@ def train(
 
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or with 2 for a mistake of the user's. A traceback is a mistake of ours."""
+    # What it has to say of optional packages as it is imported, `decant doctor` says when asked.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app(tokens, exit_on_error=False, print_error=False)
     except UserError as error:

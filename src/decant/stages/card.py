@@ -56,7 +56,7 @@ def _body(record: Mapping[str, Any]) -> str:
         [
             f"# {name}",
             "",
-            f"A student of `{record['base_model']}`, made by [decant](https://pypi.org/project/decant/): "
+            f"A student of `{record['base_model']}`, made by decant: "
             "an ordinary diffusers pipeline that opens without it.",
             "",
             "## Use",

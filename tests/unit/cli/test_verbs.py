@@ -86,6 +86,21 @@ def test_export_and_show_one_file(decant: Say, refused: Say, tmp_path: Path) -> 
     assert ".safetensors" in refused("export", "scenes", "--out", tmp_path / "x.ckpt")
 
 
+def test_one_file_is_a_teacher_for_a_whole_run(decant: Say, tmp_path: Path) -> None:
+    file, data, recipe = tmp_path / "scenes.safetensors", tmp_path / "data", tmp_path / "mine.yaml"
+    decant("export", "scenes", "--out", file)
+    draw_folder(data, 40, "train")
+    distill = "{stage: distill, settings: {steps: 1, batch_size: 2, held_out: 0.2}}"
+    recipe.write_text(f"name: mine\nstages: [{{stage: prune, settings: {{student: bk-tiny}}}}, {distill}]\n")
+    done = json.loads(decant("run", recipe, "--teacher", file, "--data", data, "--out", tmp_path / "run", "--json"))
+    shown = json.loads(decant("show", done["student"], "--json"))
+    assert shown["record"]["parents"]["prune"]["path"].endswith("01-prune")
+    assert shown["record"]["base_model"] == "scenes"
+    pictures = tmp_path / "pictures"
+    decant("generate", file, "--prompt", "a small red circle on a white background", "--steps", 1, "--out", pictures)
+    assert len(list(pictures.glob("*.png"))) == 1
+
+
 def test_doctor_is_right_about_this_machine(decant: Say) -> None:
     found = json.loads(decant("doctor", "--json"))
     assert found["machine"]["torch"] == torch.__version__
