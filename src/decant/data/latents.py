@@ -21,7 +21,7 @@ Table = Tensor | Rows
 Progress = Callable[[int], object]
 
 _FORMAT = 1  # raised whenever the same inputs would give other rows
-_FLUSH_BYTES = 32 * 2**20
+_FLUSH_BYTES = 16 * 2**20
 _FLUSH_SECONDS = 60.0  # what a kill may cost
 _CAPTIONS_AT_ONCE = 16
 _PIXELS_AT_ONCE = 16 * 64 * 64
