@@ -6,15 +6,18 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from decant.models.generate import generate
 from decant.models.load import load
 from decant.models.scenes_teacher import UNET_CONFIG
-from decant.scenes.captions import parse
+from decant.scenes.captions import caption, parse
 from decant.scenes.checker import check
 from decant.scenes.folder import captions_of
-from decant.scenes.world import held_out
+from decant.scenes.render import render
+from decant.scenes.world import held_out, scenes
 
 GUIDANCE = 4.0
 FLOOR = 0.9
@@ -59,8 +62,24 @@ print((picture * 255).round().astype("uint8").tobytes().hex())
 def test_it_draws_held_out_scenes() -> None:
     """A floor, so that a broken file is noticed; the measured figure is in docs/results.md."""
     asked = captions_of(64, "held-out", first_seed=2_000_000)
-    assert all(held_out(parse(caption)) for _, caption in asked)
+    assert all(held_out(parse(text)) for _, text in asked)
     seeds, captions = zip(*asked, strict=True)
     pictures = generate(load("scenes"), captions, seeds, steps=25, guidance_scale=GUIDANCE, batch_size=32)
-    right = [check(picture, caption).exact for picture, caption in zip(pictures, captions, strict=True)]
+    right = [check(picture, text).exact for picture, text in zip(pictures, captions, strict=True)]
     assert sum(right) / len(right) >= FLOOR
+
+
+@pytest.mark.slow
+def test_its_autoencoder_keeps_what_held_out_scenes_show() -> None:
+    """What the autoencoder loses alone, no network between its halves could draw."""
+    asked = [(caption(scene, seed), render(scene, seed)) for seed, scene in scenes(256, "held-out", 3_000_000)]
+    vae = load("scenes").vae
+    right = []
+    for start in range(0, len(asked), 64):
+        part = asked[start : start + 64]
+        pictures = torch.from_numpy(np.stack([picture for _, picture in part])).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            returned = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
+        bytes_ = ((returned / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        right += [check(picture, text).exact for picture, (text, _) in zip(bytes_, part, strict=True)]
+    assert sum(right) / len(right) >= 0.98, sum(right)

@@ -50,17 +50,19 @@ def progress(what: str, total: int, talk: Callable[[str], None]) -> Iterator[Tic
 
 
 def _lines(what: str, total: int, talk: Callable[[str], None]) -> Tick:
-    begin = told = time.monotonic()
-    first: list[int] = []
+    """The pace is counted from the first tick on: work may begin in the middle, and a tick may stand for much of it."""
+    told = time.monotonic()
+    first: list[tuple[int, float]] = []
 
     def tick(done: int, note: str = "") -> None:
         nonlocal told
-        first[:] = first or [done]
         now = time.monotonic()
+        first[:] = first or [(done, now)]
         if now - told < _QUIET_SECONDS and done < total:
             return
         told = now
-        pace = (now - begin) / max(1, done - first[0] + 1)
-        talk(f"{what} {done}/{total}  {note}  {max(0.0, pace * (total - done)):.0f} s left")
+        before, since = first[0]
+        left = f"  {(now - since) / (done - before) * (total - done):.0f} s left" if done > before else ""
+        talk(f"{what} {done}/{total}  {note}{left}")
 
     return tick

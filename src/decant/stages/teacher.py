@@ -64,7 +64,7 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     name: str
-    kind: Literal["vae", "denoiser"]
+    kind: Literal["vae", "denoiser", "decoder"]
     pictures: int
     steps: int
     batch_size: int
@@ -187,6 +187,37 @@ def train_vae(part: Part, seed: int, start: Path | None, out: Path, talk: Talk) 
         final.register_to_config(scaling_factor=round(1 / float(posterior.mean.std()), 5))
         before_after(pictures[:8], final.decode(posterior.mean[:8]).sample, out / "samples.png")
     final.save_pretrained(out / "vae")
+
+
+def train_decoder(part: Part, seed: int, start: Path, out: Path, talk: Talk) -> None:
+    """One part of the decoder alone, on the latents as they are: whatever draws in them still fits.
+
+    Writes the whole pipeline of ``start`` with it.
+    """
+    pipeline = load(start)
+    vae: Any = pipeline.vae.requires_grad_(False)
+    pictures = training_pictures(part.pictures)
+    mean, std = encoded(vae, pictures)
+    half = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
+    average = averaged(half, 0.995)
+    optimiser = torch.optim.AdamW(half.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), fused=True)
+    schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
+    for step, generator in _pace(part, seed):
+        chosen = torch.randint(0, len(pictures), (part.batch_size,), generator=generator)
+        x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
+        y = vae.decode(x_0.to(memory_format=torch.channels_last) / vae.config.scaling_factor).sample
+        mse = (y - to_unit(pictures[chosen])).square().mean()
+        optimiser.zero_grad()
+        mse.backward()
+        nn.utils.clip_grad_norm_(half.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(half)
+        log.step(step, {"mse": mse.item()})
+    half.load_state_dict(average.module.state_dict())
+    with torch.no_grad():
+        before_after(pictures[:8], vae.decode(mean[:8] / vae.config.scaling_factor).sample, out / "samples.png")
+    pipeline.save_pretrained(out)
 
 
 def before_after(pictures: Tensor, decoded: Tensor, path: Path) -> None:
@@ -356,6 +387,9 @@ def _train_part(part: Part, seed: int, start: Path | None, folder: Path, talk: T
         case "denoiser":
             assert start is not None
             train_denoiser(part, seed, start, folder, talk)
+        case "decoder":
+            assert start is not None
+            train_decoder(part, seed, start, folder, talk)
     figures = {"part": part.model_dump(), "minutes": round((time.time() - begin) / 60, 1)}
     (folder / DONE).write_text(json.dumps(figures))
 

@@ -22,6 +22,7 @@ from decant.scenes.render import render
 from decant.scenes.world import scenes
 from decant.stages.interrupt import asked_to_stop
 from decant.stages.output_error import output_error
+from decant.stages.progress import progress
 from decant.stages.scoring import same
 from decant.stages.stage import Settings, validate
 
@@ -121,3 +122,19 @@ def test_settings_refuse_unknown_keys() -> None:
 
     with pytest.raises(UserError, match="steps"):
         validate(Some, {"stepz": 2}, "some")
+
+
+def test_the_time_left_is_right_where_a_tick_stands_for_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three models of 512 pictures, a minute each; and a run resumed at 900 of 1000 steps, a second each."""
+    clock, said = [0.0], list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with progress("drawing", 1536, said.append) as tick:
+        for done in (512, 1024):
+            clock[0] += 60
+            tick(done)
+    with progress("distilling", 1000, said.append) as tick:
+        for done in range(901, 951):
+            clock[0] += 1
+            tick(done)
+    assert said[0] == "drawing 512/1536  " and said[1].endswith("  60 s left")
+    assert said[-1].startswith("distilling 950/1000") and said[-1].endswith("  50 s left")
