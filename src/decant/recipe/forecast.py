@@ -181,8 +181,10 @@ def _pace(jobs: Sequence[Job], nets: Mapping[str, _Net], device: torch.device) -
     if job is None or not small or bytes_needed > room / 2:
         rate = _convolution_rate(device)
         return _Pace(rate, "estimated", ("the networks run as fast as one 320-channel convolution at 64 x 64 here",))
-    batch = min(4, _setting(job, "batch_size"))
-    rate = batch * (3 * student.macs + teacher.macs) / _step_seconds(student, teacher, batch, device)
+    sample = 3 * student.macs + teacher.macs
+    # Small networks are the slower the smaller the batch: try the run's own, as far as that takes no time.
+    batch = max(1, min(_setting(job, "batch_size"), int(_TRIED_AT_MOST_GMACS * 1e9 / sample)))
+    rate = batch * sample / _step_seconds(student, teacher, batch, device)
     said = f"a step of {batch} pictures was timed just now, with these networks in float32 and zero weights"
     return _Pace(rate, "measured", (said, "other batch sizes, precisions and torch.compile keep that pace"))
 
