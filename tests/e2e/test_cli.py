@@ -175,6 +175,7 @@ def test_bad_pictures_are_skipped_and_counted(cut: Path, pictures: Path, tmp_pat
 def test_json_is_the_whole_of_stdout() -> None:
     done = decant("prune", "--teacher", "sd15", "--student", "bk-tiny", "--dry-run", "--json")
     document = json.loads(done.stdout)
+    assert "torchvision" not in done.stderr
     assert document["parameters"] == 323_384_964
     assert abs(document["macs"] / 1e9 - 242.8) < 0.1
     assert document["layer_map"]["down_blocks.0.resnets.0"] == "down_blocks.0.resnets.0"

@@ -99,6 +99,7 @@ def _view(report: Report, run: Path) -> dict[str, Any]:
         "counts": sorted({m.scores[key].n or 0 for m in models if key in m.scores} - {0}),
         "same_conditions": conditions[0] if len(conditions) == 1 else None,
         "timings": sorted({words.timing(model) for model in models} - {""}),
+        "parted": any(m.scores[key].relative_to_teacher is not None for m in models if key in m.scores),
         "rates": any(model.images_per_second for model in models),
         "agreement": words.AGREEMENT if any(words.AGREEMENT in model.scores for model in models) else None,
         "attributes": [k for k in _score_keys(models) if key and k.startswith(f"{key}/")],

@@ -126,9 +126,12 @@ def verdict(report: Report) -> str:
         return "No student has been scored yet."
     teacher = _teacher(report)
     latency = relative_latency(best, teacher)
-    kept = _kept(best, teacher, key) + (f" at {latency:.2f}× the latency" if latency is not None else "")
-    gained = _gained(best, control_of(best, report.models), key)
-    return f"{best.name} {kept}{', and ' if gained else ''}{gained}."
+    at = f" at {latency:.2f}× the latency" if latency is not None else ""
+    control = control_of(best, report.models)
+    if best.scores[key].better == "lower":
+        return f"{_distance(best, teacher, control, key)}{',' if at else ''}{at}."
+    gained = _gained(best, control, key)
+    return f"{best.name} {_kept(best, teacher, key)}{at}{', and ' if gained else ''}{gained}."
 
 
 def caution(report: Report) -> str:
@@ -148,14 +151,30 @@ def _teacher(report: Report) -> Model | None:
     return next((model for model in report.models if model.role == "teacher"), None)
 
 
+def _spoken(key: str) -> str:
+    """A score's name inside a sentence."""
+    name = title(key)
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]
+
+
+def _distance(best: Model, teacher: Model | None, control: Model | None, key: str) -> str:
+    """A score where lower is better, beside the undistilled cut's and the teacher's, which may be 0 by definition."""
+    own = best.scores[key]
+    beside = [
+        f"{words} {score(other.scores[key])}"
+        for other, words in ((control, "the same cut left undistilled:"), (teacher, "its teacher:"))
+        if other is not None and key in other.scores and other.scores[key].value != 0
+    ]
+    return f"{best.name} has {_spoken(key)} {score(own)}" + (f" ({', '.join(beside)})" if beside else "")
+
+
 def _kept(best: Model, teacher: Model | None, key: str) -> str:
-    own, name = best.scores[key], title(key)
-    name = name if name[:2].isupper() else name[:1].lower() + name[1:]
+    own, name = best.scores[key], _spoken(key)
     if teacher is None or key not in teacher.scores:
         return f"reaches {score(own)} {name}"
     against = f"{score(own)} against {score(teacher.scores[key])}"
     relative = _relative(own, teacher.scores[key])
-    if own.better == "lower" or relative is None:
+    if relative is None:
         return f"has {name} {against} for its teacher"
     ends = relative_interval(own)
     counted = f", n\u00a0=\u00a0{own.n}" if own.n else ""
@@ -197,7 +216,7 @@ def timing(model: Model) -> str:
         _sampling(how),
         f"{how.size[0]} × {how.size[1]}{_THIN}px" if how.size else "",
         _placed(how),
-        f"{how.threads} threads" if how.threads else "",
+        f"{how.threads} thread{'s' * (how.threads > 1)}" if how.threads else "",
         f"{how.repeats} repeats" + (f" after {how.warmup} to warm up" if how.warmup else "") if how.repeats else "",
         "models in turn" if how.interleaved else "",
     )
@@ -260,9 +279,6 @@ def _gained(best: Model, control: Model | None, key: str) -> str:
     own, other = best.scores[key], control.scores[key]
     difference = _signed(own) - _signed(other)
     side = "above" if difference >= 0 else "below"
-    if own.better == "lower":
-        side = "better" if difference >= 0 else "worse"
-        return f"is {plain(abs(difference))} {side} than the same cut left undistilled ({score(other)})"
     amount = f"{100 * abs(difference):.1f} points" if own.unit == "share" else plain(abs(difference))
     return f"stands {amount} {side} the same cut left undistilled ({score(other)})"
 

@@ -219,8 +219,9 @@ def test_a_score_where_lower_is_better_is_the_main_one_without_scenes(tmp_path: 
         score = {"value": error, "unit": "number", "better": "lower"}
         model["scores"] = {"output_error": score}
     text = " ".join(_write(tmp_path, values).text.split())
-    assert "best-one has output error 0.2 against 0 for its teacher" in text
-    assert "is 0.7 better than the same cut left undistilled (0.9)" in text
+    assert "best-one has output error 0.2 (the same cut left undistilled: 0.9), at 0.67× the latency." in text
+    assert "Output error lower is better" in text and "Output error, upwards; lower is better" in text
+    assert text.count("Of teacher’s") == 1  # of the latency
 
 
 def test_text_from_outside_stays_text(tmp_path: Path) -> None:
