@@ -1,4 +1,4 @@
-"""A tiny distillation that checkpoints after every update: what test_kill_resume kills."""
+"""A tiny distillation that checkpoints often: what test_kill_resume kills."""
 
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -15,7 +15,7 @@ from decant.models.families.sd1 import SD1
 from decant.train.loop import loop
 from decant.train.state import RunSettings, TrainState
 
-RUN = RunSettings(steps=24, seed=1, lr=1e-3, schedule="one_cycle", warmup=6, clip=0.5)
+RUN = RunSettings(steps=80, seed=1, lr=1e-3, schedule="one_cycle", warmup=6, clip=0.5)
 N = 10
 
 
@@ -55,12 +55,16 @@ def method() -> KD:
     return KD.of(family, unet(1, 0), unet(2, 1), pairs, knobs)
 
 
-def work(folder: Path, ready: Connection) -> None:
-    """Train to the end, from the checkpoint in ``folder`` if any; tell ``ready`` before the first update."""
+def work(folder: Path, ready: Connection, every: int) -> None:
+    """Train to the end, from the checkpoint in ``folder`` if any, saving after every ``every`` updates and the last.
+
+    ``ready`` gets the step it starts from, before the first update.
+    """
     torch.set_num_threads(1)
     trained = method()
     state = TrainState.start(trained, RUN, device="cpu")
     state.resume(folder)
     ready.send(state.step)
-    for _ in loop(trained, batches, state):
-        state.save(folder)
+    for step in loop(trained, batches, state):
+        if step.step % every == 0 or step.step == RUN.steps:
+            state.save(folder)

@@ -2,20 +2,25 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from decant import __version__
-from decant.errors import UserError
+from decant.errors import UserError, disk_full
+from decant.stages.interrupt import Interrupted, interruptible
 
 app = App(
     name="decant",
     help="Pour a big diffusion model into a small one, and prove what was kept.",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # main says how to go on
 )
 scenes_app = App(name="scenes", help="The embedded world: draw it, or train its teacher.")
 app.command(scenes_app)
@@ -32,7 +37,8 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSO
 
 def talk(line: str) -> None:
     """One line for people, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # no terminal any more: work that is worth saving goes on
+        print(line, file=sys.stderr, flush=True)
 
 
 def say(document: Any, as_json: bool, text: str) -> None:
@@ -411,20 +417,40 @@ def train(
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, or with 2 for a mistake of the user's. A traceback is a mistake of ours."""
+    """Run the command line; exit with 0, or with 2 for a mistake of the user's. A traceback is a mistake of ours.
+
+    A signal gives 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     # What it has to say of optional packages as it is imported, `decant doctor` says when asked.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        with interruptible():
+            app(tokens, exit_on_error=False, print_error=False)
     except UserError as error:
         talk(f"error: {error}")
         sys.exit(2)
     except CycloptsError as error:
         talk(f"error: {error}\n  hint: decant --help, or decant VERB --help")
         sys.exit(2)
-    except KeyboardInterrupt:
-        talk("stopped; the same command goes on from here")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        talk(f"stopped ({stop or 'SIGINT'}); what is finished is kept. Go on with:\n  {_typed(tokens)}")
+        sys.exit(stop.status if isinstance(stop, Interrupted) else 130)
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        talk(f"error: {error}\n  hint: make room; what is finished is kept. Go on with:\n  {_typed(tokens)}")
+        sys.exit(2)
+
+
+def _typed(tokens: Sequence[str] | None) -> str:
+    """The command as it was typed, quoted for a shell."""
+    if tokens is not None:
+        return shlex.join(["decant", *tokens])
+    program, *words = sys.argv
+    if Path(program).stem != "decant":  # python -m decant.cli.main
+        return shlex.join(sys.orig_argv)
+    found = shutil.which("decant")
+    return shlex.join(["decant" if found and Path(found).samefile(program) else program, *words])
 
 
 if __name__ == "__main__":

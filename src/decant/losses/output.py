@@ -1,12 +1,13 @@
 """Distances between a network's outputs, one number per sample, computed in float32."""
 
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of every sample: ``(B, ...)``, ``(B, ...)`` -> ``(B,)``. Ho et al. 2020, eq. 14."""
     assert prediction.shape == target.shape, f"{tuple(prediction.shape)} against {tuple(target.shape)}"
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    return mse_loss(prediction.float(), target.float(), reduction="none").flatten(1).mean(1)
 
 
 def huber(prediction: Tensor, target: Tensor, c: float = 1e-3) -> Tensor:

@@ -1,6 +1,5 @@
 """Distil a student from its teacher on captioned pictures."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from decant.models.families.sd1 import SD1
 from decant.models.generate import generate
 from decant.models.load import cast, load, save, stored_dtype, with_unet
 from decant.models.taps import Tapped
+from decant.stages.curve import Curve
 from decant.stages.encode import encode_data
 from decant.stages.interrupt import asked_to_stop
 from decant.stages.output_error import output_error
@@ -80,6 +80,7 @@ class Distill(Settings):
         0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
     )
     checkpoint_every: int = Field(500, ge=1, description="steps; what a power cut can cost at most")
+    checkpoints: int = Field(2, ge=1, description="how many of the last ones stay")
     sample_every: int | None = Field(
         None, ge=1, description="steps between strips of sample pictures beside the checkpoints; null: none"
     )
@@ -242,27 +243,27 @@ def _train(
 
     if state.resume(inputs.work):
         inputs.talk(f"goes on from the checkpoint of step {state.step}")
-    log = _Curve(inputs.work / "losses.jsonl", state.step, settings.steps)
+    log = Curve(inputs.work / "losses.jsonl", state.step, settings.steps)
     with progress("distilling", settings.steps, inputs.talk) as tick, log:
-        for step in _guarded(loop(method, batches, state), state, inputs):
+        for step in _guarded(loop(method, batches, state), state, settings, inputs):
             log.add(step)
             tick(step.step, f"loss {step.total:.4f}  {step.images_per_second:.1f} pictures/s")
-            if step.step % settings.checkpoint_every == 0 and step.step < settings.steps:
-                state.save(inputs.work)
+            if step.step % settings.checkpoint_every == 0 or step.step == settings.steps:
+                state.save(inputs.work, settings.checkpoints)
             if settings.sample_every and step.step % settings.sample_every == 0:
                 _sample(step.step, state, settings, inputs, players)
     return log.thinned()
 
 
-def _guarded(steps: Iterator[Step], state: TrainState, inputs: Inputs) -> Iterator[Step]:
-    """Ctrl-C and SIGTERM wait for the end of the update, then save: half an update could not be resumed."""
+def _guarded(steps: Iterator[Step], state: TrainState, settings: Distill, inputs: Inputs) -> Iterator[Step]:
+    """Ctrl-C and the like wait for the end of the update, then save: half an update could not be resumed."""
     with asked_to_stop() as stop:
         for step in steps:
             yield step
-            if stop.asked:
-                state.save(inputs.work)
-                inputs.talk(f"stopped at step {state.step} and saved: the same command goes on from there")
-                raise KeyboardInterrupt
+            if stop.number is not None:
+                state.save(inputs.work, settings.checkpoints)
+                inputs.talk(f"saved at step {state.step} of {settings.steps}")
+                stop.check()
 
 
 def _finish(method: KD, state: TrainState) -> None:
@@ -288,39 +289,6 @@ def _sample(step: int, state: TrainState, settings: Distill, inputs: Inputs, pla
         pictures = list(generate(pipeline, players.captions, range(len(players.captions)), steps=settings.sample_steps))
         players.student.train()
     save_strip(pictures, inputs.work / "samples" / f"step-{step:06d}.png")
-
-
-class _Curve:
-    """The losses by step as JSON lines: a resumed run keeps those before it; the report draws them."""
-
-    def __init__(self, path: Path, done: int, steps: int) -> None:
-        self.path, self.every = path, max(1, steps // 200)
-        kept = [line for line in self._lines() if line["step"] <= done]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.sums: dict[str, list[float]] = {}
-
-    def __enter__(self) -> "_Curve":
-        self.file = self.path.open("a")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def _lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
-
-    def add(self, step: Step) -> None:
-        for name, value in step.losses.items():
-            self.sums.setdefault(name, []).append(value)
-        if step.step % self.every == 0:
-            means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-            self.file.write(json.dumps({"step": step.step, "losses": means}) + "\n")
-            self.file.flush()
-            self.sums = {}
-
-    def thinned(self) -> list[dict[str, Any]]:
-        return self._lines()
 
 
 def _cut_captions(players: _Players, captions: Sequence[str], inputs: Inputs) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import isfinite
 from time import perf_counter
 
 import torch
@@ -137,9 +137,9 @@ def _backward(terms: Sequence[Term], state: TrainState, player: str, tally: _Tal
 
 def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch], tally: _Tally) -> float:
     """Clip the gradient and give its norm before that; nothing is updated where it or a loss is not finite."""
+    state.accelerator.unscale_gradients()
     parameters = list(state.parameters[player].values())
-    largest = inf if state.run.clip is None else state.run.clip
-    norm = state.accelerator.clip_grad_norm_(parameters, largest)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     names, sums = zip(*tally.signs, strict=True)
     # One look at the device for all of them: each would wait until it has caught up.
     *signs, grad_norm = torch.stack([*sums, norm.to(sums[0])]).tolist()
@@ -151,6 +151,8 @@ def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch]
     # the cause.
     if not isfinite(grad_norm) and (scaler is None or scaler.get_scale() < 1):
         raise _diverged(f"gradient of {_blame(method, state, player, micro)}", state.step)
+    if state.run.clip is not None and grad_norm > state.run.clip:
+        nn.utils.clip_grads_with_norm_(parameters, state.run.clip, norm)
     return grad_norm
 
 

@@ -72,6 +72,9 @@ class TrainState:
             if player.ema is not None
         }
         self.updates = dict.fromkeys(self.players, 0)
+        self._focused: str | None = None
+        for player in self.players.values():
+            player.module.train()
 
     @classmethod
     def start(
@@ -115,10 +118,15 @@ class TrainState:
 
     def focus(self, player: str) -> None:
         """Begin ``player``'s turn: only its parameters require gradients, and it has none yet."""
+        if player != self._focused:
+            for each in self.players.values():
+                each.module.requires_grad_(False)
+            for parameter in self.parameters[player].values():
+                parameter.requires_grad_(True)
+            self._focused = player
         for each in self.players.values():
-            each.module.requires_grad_(False).train()
-        for parameter in self.parameters[player].values():
-            parameter.requires_grad_(True)
+            if not each.module.training:
+                each.module.train()
         self.optimizers[player].zero_grad(set_to_none=True)
 
     def advance(self, player: str) -> float:

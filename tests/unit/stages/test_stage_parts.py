@@ -3,8 +3,10 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +22,13 @@ from decant.report.collect import collect
 from decant.scenes.checker import read
 from decant.scenes.render import render
 from decant.scenes.world import scenes
-from decant.stages.interrupt import asked_to_stop
+from decant.stages.curve import Curve
+from decant.stages.interrupt import Interrupted, asked_to_stop, interruptible
 from decant.stages.output_error import output_error
 from decant.stages.progress import progress
 from decant.stages.scoring import same
 from decant.stages.stage import Settings, validate
+from decant.train.loop import Step
 
 
 class _Scaled(nn.Module):
@@ -89,19 +93,65 @@ def test_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
     assert 0.85 <= np.mean(held) <= 0.99
 
 
-def test_a_signal_is_noted_and_the_second_acts() -> None:
-    # A process started in the background of a shell inherits an ignored SIGINT.
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """A process started in the background of a shell inherits an ignored SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def _send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_noted_and_the_second_acts(listening: None, first: int, second: int) -> None:
+    with interruptible():
+        with pytest.raises(Interrupted) as caught, asked_to_stop() as stop:
+            stop.check()
+            _send(first)
+            assert stop.number == first
+            _send(second)
+            pytest.fail("the second did not act")
+        assert caught.value.status == 128 + second
+        with pytest.raises(Interrupted) as caught:
+            _send(first)
+        assert caught.value.status == 128 + first
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """What nohup asks for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with asked_to_stop() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            assert stop.asked
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.1)
+        with interruptible(), asked_to_stop() as stop:
+            _send(signal.SIGHUP)
+            assert stop.number is None
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_curve_cut_short_anywhere_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """A kill may leave steps that the checkpoint does not know, and half a line."""
+
+    def step(number: int) -> Step:
+        return Step("student", number, {"task": 1 / number, "output": number**0.5}, 0.0, 0.0, 0.0, 1.0, 1.0)
+
+    def draw(path: Path, done: int, numbers: range) -> list[dict[str, Any]]:
+        with Curve(path, done, 1000) as curve:
+            for number in numbers:
+                curve.add(step(number))
+        return curve.thinned()
+
+    whole = draw(tmp_path / "whole.jsonl", 0, range(1, 1001))
+    assert len(whole) == 200 and whole[0]["losses"]["task"] == pytest.approx(sum(1 / n for n in range(1, 6)) / 5)
+    path = tmp_path / "cut.jsonl"
+    draw(path, 0, range(1, 778))
+    path.write_bytes(path.read_bytes()[:-7])
+    assert draw(path, 700, range(701, 1001)) == whole
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -1,0 +1,54 @@
+"""The losses of a training by step: kept while it runs, thinned for its record."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from decant.train.loop import Step
+
+
+class Curve:
+    """The losses of every step as JSON lines: a resumed run keeps those before it; the report draws their means."""
+
+    def __init__(self, path: Path, done: int, steps: int) -> None:
+        self.path, self.every = path, max(1, steps // 200)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_lines(path, done)
+
+    def __enter__(self) -> "Curve":
+        self.file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def add(self, step: Step) -> None:
+        """One line, at once: a killed run leaves at most half of one."""
+        self.file.write(json.dumps({"step": step.step, "losses": step.losses}) + "\n")
+        self.file.flush()
+
+    def thinned(self) -> list[dict[str, Any]]:
+        """About two hundred points, each the mean over its stretch of steps: ``{"step", "losses"}``."""
+        points, sums, count = [], dict[str, float](), 0
+        for text in self.path.read_text().splitlines():
+            line = json.loads(text)
+            count += 1
+            for name, value in line["losses"].items():
+                sums[name] = sums.get(name, 0.0) + value
+            if line["step"] % self.every == 0:
+                points.append({"step": line["step"], "losses": {name: value / count for name, value in sums.items()}})
+                sums, count = {}, 0
+        return points
+
+
+def _cut_lines(path: Path, done: int) -> None:
+    """Keep the lines of the first ``done`` steps: those after the checkpoint are made again, the last may be half."""
+    kept = 0
+    with path.open("ab+") as file:
+        file.seek(0)
+        for _ in range(done):
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                break
+            kept = file.tell()
+        file.truncate(kept)
