@@ -53,7 +53,7 @@ def random_inputs(unet: nn.Module, batch: int) -> Inputs:
 def steps(nets: Networks, given: Inputs, args: argparse.Namespace) -> Iterator[Tensor]:
     """One update after another, for ever; yields its loss."""
     device, dtype = pick(args.device), DTYPES[args.precision]
-    teacher = tap(nets[0].requires_grad_(False).eval().to(device, dtype), list(nets[2].values()))
+    teacher = tap(nn.Module.to(nets[0].requires_grad_(False).eval(), device, dtype), list(nets[2].values()))
     student = tap(nets[1].train().to(device), list(nets[2]))
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, fused=True)
     if args.compile:

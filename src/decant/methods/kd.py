@@ -88,19 +88,27 @@ class KD:
         """``task``, ``output`` and ``feature/<student module>`` of every pair, for one timestep a sample."""
         x_t, t, goal = self._corrupted(batch, draw)
         condition = self._condition(batch, draw)
-        weight = self._weight(t)
+        # The teacher first: the student's activations do not lie in memory yet.
+        taught, inside = self._taught(nets, batch, x_t, t, condition)
         output, features = self._run(nets["student"], x_t, t, condition)
+        weight = self._weight(t)
         terms = [Term("task", mse(output, goal), self.knobs.task * weight)] if self.knobs.task else []
-        if not self.frozen:
-            return terms
-        with torch.no_grad():
-            taught, teacher_features = self._run(nets["teacher"], x_t, t, condition)
-            if self.knobs.output and self.knobs.guidance_scale is not None:
-                unconditional, _ = self._run(nets["teacher"], x_t, t, batch.null)
-                taught = guide(taught, unconditional, self.knobs.guidance_scale)
-        if self.knobs.output:
+        if taught is not None and self.knobs.output:
             terms.append(Term("output", mse(output, taught), self.knobs.output * weight))
-        return terms + self._feature_terms(features, teacher_features)
+        return terms + self._feature_terms(features, inside)
+
+    @torch.no_grad()
+    def _taught(
+        self, nets: Mapping[str, nn.Module], batch: Batch, x_t: Tensor, t: Tensor, condition: Condition
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The teacher's output, guided if asked for, and its features; None where no term needs it."""
+        if not self.frozen:
+            return None, {}
+        taught, features = self._run(nets["teacher"], x_t, t, condition)
+        if self.knobs.output and self.knobs.guidance_scale is not None:
+            unconditional, _ = self._run(nets["teacher"], x_t, t, batch.null)
+            taught = guide(taught, unconditional, self.knobs.guidance_scale)
+        return taught, features
 
     def _corrupted(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
         """x_t ``(B, C, h, w)``, t ``(B,)`` and what a perfect student answers ``(B, C, h, w)``."""

@@ -24,7 +24,7 @@ class EMA:
     def update(self, parameters: Mapping[str, nn.Parameter], updates: int) -> None:
         """Move towards ``parameters``; ``updates`` is how many updates went before this one."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        current = [parameters[name].detach().float() for name in self.weights]
+        current = [parameters[name].float() for name in self.weights]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     @torch.no_grad()

@@ -135,7 +135,9 @@ class TrainState:
         lr = run.lr * lr_at(run.schedule, updates, run.steps, run.warmup)
         for group in self.optimizers[player].param_groups:
             group["lr"] = lr
-        self.optimizers[player].step()
+        optimizer = self.optimizers[player]
+        # Accelerate's wrapper looks for installed packages at every step; without a scaler it adds nothing.
+        (optimizer if self.accelerator.scaler is not None else optimizer.optimizer).step()
         if player in self.ema:
             self.ema[player].update(self.parameters[player], updates)
         self.updates[player] += 1
