@@ -95,10 +95,12 @@ def test_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
 
 @pytest.fixture
 def listening() -> Iterator[None]:
-    """A process started in the background of a shell inherits an ignored SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A process started in the background of a shell inherits an ignored SIGINT, one under nohup SIGHUP."""
+    fresh = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in fresh.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _send(number: int) -> None:
