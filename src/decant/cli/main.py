@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from decant import __version__
+from decant.cli.memory import keep_freed_memory
 from decant.errors import UserError, disk_full
 from decant.stages.interrupt import Interrupted, interruptible
 
@@ -423,6 +424,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """
     # What it has to say of optional packages as it is imported, `decant doctor` says when asked.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    keep_freed_memory()
     try:
         with interruptible():
             app(tokens, exit_on_error=False, print_error=False)

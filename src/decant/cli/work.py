@@ -15,7 +15,7 @@ from decant.report.page import write_report
 from decant.stages.all import STAGES
 
 Talk = Callable[[str], None]
-QUICKSTART_PICTURES = 4000
+QUICKSTART_PICTURES = 2000
 
 
 def run_and_report(
