@@ -6,6 +6,7 @@
 Both loops (examples/bare_kd.py; decant's own with what `decant distill` does around it: data from the cache, draws,
 caption dropout, clipping, checks, average, losses on disk, progress) train the same student of the same teacher at the
 same batch, turn by turn in one process, so that whatever else the machine does hits both. Run it alone all the same.
+Freed memory is kept as the command line keeps it, for both.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from bare_kd import Networks, networks, options
 from bare_kd import steps as bare_steps
 
 from decant.bench.machine import machine
+from decant.cli.memory import keep_freed_memory
 from decant.data.folder import read_folder
 from decant.data.latents import Latents
 from decant.data.order import stream
@@ -60,7 +62,7 @@ PARTS: list[tuple[str, Any, str]] = [
     ("average (EMA)", EMA, "update"),
     ("means of losses, parameters checked", training, "_finish"),
     ("losses on disk", Curve, "add"),
-    ("optimiser and average (the bare loop has the first)", TrainState, "advance"),
+    ("optimiser and average (the bare loop has the optimiser)", TrainState, "advance"),
 ]
 
 
@@ -252,6 +254,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     args = parser.parse_args(words)
+    keep_freed_memory()
     found = measure(args)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -97,18 +97,19 @@ class KD:
             terms.append(Term("output", mse(output, taught), self.knobs.output * weight))
         return terms + self._feature_terms(features, inside)
 
-    @torch.no_grad()
     def _taught(
         self, nets: Mapping[str, nn.Module], batch: Batch, x_t: Tensor, t: Tensor, condition: Condition
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The teacher's output, guided if asked for, and its features; None where no term needs it."""
         if not self.frozen:
             return None, {}
-        taught, features = self._run(nets["teacher"], x_t, t, condition)
-        if self.knobs.output and self.knobs.guidance_scale is not None:
-            unconditional, _ = self._run(nets["teacher"], x_t, t, batch.null)
-            taught = guide(taught, unconditional, self.knobs.guidance_scale)
-        return taught, features
+        with torch.inference_mode():
+            taught, features = self._run(nets["teacher"], x_t, t, condition)
+            if self.knobs.output and self.knobs.guidance_scale is not None:
+                unconditional, _ = self._run(nets["teacher"], x_t, t, batch.null)
+                taught = guide(taught, unconditional, self.knobs.guidance_scale)
+        # A loss keeps its target for the backward pass, which what inference mode makes may not be.
+        return taught.clone(), {name: features.pop(name).clone() for name in list(features)}
 
     def _corrupted(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
         """x_t ``(B, C, h, w)``, t ``(B,)`` and what a perfect student answers ``(B, C, h, w)``."""

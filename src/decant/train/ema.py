@@ -12,13 +12,16 @@ class EMA:
 
     ``decay`` warms up as min(decay, (1 + k) / (10 + k)) with k the updates before this one, so that a short
     run is not an average of its beginning. ``weights`` maps the parameter's name to its average, float32, on
-    its device.
+    its device: views into one tensor, which is looked over in one call.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         assert 0.0 <= decay < 1.0, f"a decay is in [0, 1), not {decay}"
         self.decay = decay
-        self.weights: dict[str, Tensor] = {k: p.detach().float().clone() for k, p in parameters.items()}
+        sizes = [p.numel() for p in parameters.values()]
+        self._all = torch.cat([p.detach().float().reshape(-1) for p in parameters.values()])
+        parts = zip(parameters.items(), self._all.split(sizes), strict=True)
+        self.weights: dict[str, Tensor] = {name: part.view(p.shape) for (name, p), part in parts}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], updates: int) -> None:
@@ -26,6 +29,10 @@ class EMA:
         decay = min(self.decay, (1 + updates) / (10 + updates))
         current = [parameters[name].float() for name in self.weights]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+
+    def sum(self) -> Tensor:
+        """The sum of all averages: not finite once a parameter was not, at any update."""
+        return self._all.sum()
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from math import isfinite
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from decant.data.batch import Batch
 from decant.errors import UserError, refuse
@@ -15,6 +15,7 @@ from decant.losses.term import Term
 from decant.maths.seeds import seed_of
 from decant.train.draw import Draw
 from decant.train.method import Method
+from decant.train.norm import norm_of
 from decant.train.state import TrainState
 
 Batches = Callable[[int], Sequence[Batch]]
@@ -141,7 +142,7 @@ def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch]
     """Clip the gradient and give its norm before that; nothing is updated where it or a loss is not finite."""
     state.accelerator.unscale_gradients()
     parameters = list(state.parameters[player].values())
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm_of([p.grad for p in parameters if p.grad is not None])
     names, sums = zip(*tally.signs, strict=True)
     # One look at the device for all of them: each would wait until it has caught up.
     *signs, grad_norm = torch.stack([*sums, norm.to(sums[0])]).tolist()
@@ -154,7 +155,7 @@ def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch]
     if not isfinite(grad_norm) and (scaler is None or scaler.get_scale() < 1):
         raise _diverged(f"gradient of {_blame(method, state, player, micro)}", state.step)
     if state.run.clip is not None and grad_norm > state.run.clip:
-        nn.utils.clip_grads_with_norm_(parameters, state.run.clip, norm)
+        state.shrink(player, norm / state.run.clip)
     return grad_norm
 
 
@@ -163,10 +164,10 @@ def _finish(state: TrainState, player: str, tally: _Tally, number: int) -> tuple
     """Losses and total of an update that was made; raises UserError where it left a parameter not finite."""
     trained = state.parameters[player]
     means = tally.means(state)
-    # One pass over them, a fifth of an optimiser's; of a list of parameters it would be a call for each.
-    norm = nn.utils.get_total_norm([parameter.detach() for parameter in trained.values()])
-    *losses, total, size = torch.cat([means, norm.to(means).view(1)]).tolist()
-    if not isfinite(size):
+    # What is not finite in a parameter is not in its average either, which lies in one piece.
+    sign = state.ema[player].sum() if player in state.ema else norm_of([p.detach() for p in trained.values()])
+    *losses, total, whole = torch.cat([means, sign.to(means).view(1)]).tolist()
+    if not isfinite(whole):
         for name, parameter in trained.items():
             if not parameter.isfinite().all():
                 raise _diverged(f"parameter {name} of {player}", number, "nothing of this step was saved")

@@ -129,6 +129,17 @@ class TrainState:
                 each.module.train()
         self.optimizers[player].zero_grad(set_to_none=True)
 
+    def shrink(self, player: str, factor: Tensor) -> None:
+        """Divide ``player``'s gradients by ``factor`` in the coming update.
+
+        A fused optimiser divides as it reads them, by what GradScaler calls ``grad_scale``: a pass less over all of
+        them. With fp16 that name is the scaler's own.
+        """
+        if self.accelerator.scaler is None:
+            self.optimizers[player].optimizer.grad_scale = factor
+        else:
+            torch._foreach_div_([p.grad for p in self.parameters[player].values() if p.grad is not None], factor)
+
     def advance(self, player: str) -> float:
         """Apply ``player``'s gradients: optimiser, average, count. Gives the learning rate of this update."""
         run, updates = self.run, self.updates[player]
@@ -138,6 +149,7 @@ class TrainState:
         optimizer = self.optimizers[player]
         # Accelerate's wrapper looks for installed packages at every step; without a scaler it adds nothing.
         (optimizer if self.accelerator.scaler is not None else optimizer.optimizer).step()
+        optimizer.optimizer.grad_scale = None
         if player in self.ema:
             self.ema[player].update(self.parameters[player], updates)
         self.updates[player] += 1

@@ -184,9 +184,10 @@ def test_a_gradient_that_is_not_finite_names_its_term() -> None:
     assert same(before, weights(method.student)) and state.step == 0
 
 
-def test_a_parameter_that_is_not_finite_is_named_and_never_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ema", [0.9, None])
+def test_a_parameter_that_is_not_finite_is_named_and_never_saved(tmp_path: Path, ema: float | None) -> None:
     """A learning rate beyond float32: losses and gradients are fine, the weights after the second update are not."""
-    method = imitation(ema=0.9)
+    method = imitation(ema=ema)
     state = TrainState.start(method, replace(RUN, lr=1e39, warmup=2), device="cpu")
     steps = loop(method, source((4,)), state)
     assert next(steps).step == 1
@@ -195,23 +196,47 @@ def test_a_parameter_that_is_not_finite_is_named_and_never_saved(tmp_path: Path)
         next(steps)
     with pytest.raises(UserError, match="not finite"):
         state.save(tmp_path)
-    good = imitation(ema=0.9)
+    good = imitation(ema=ema)
     again = TrainState.start(good, replace(RUN, lr=1e39, warmup=2), device="cpu")
     assert again.resume(tmp_path) and again.step == 1
     assert all(tensor.isfinite().all() for tensor in weights(good.student).values())
 
 
-def test_large_but_finite_parameters_are_no_error() -> None:
-    """Their norm overflows in float32; they do not."""
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("ema", [0.9999, None])
+def test_one_spoiled_number_in_a_parameter_is_seen_in_the_same_step(
+    monkeypatch: pytest.MonkeyPatch, bad: float, ema: float | None
+) -> None:
+    """As a bad memory cell would have it: the loss never sees it, for the parameter is not used."""
     student = network(0)
-    student.register_parameter("unused", nn.Parameter(torch.full((3,), 1e30)))
-    _, steps = train(imitation(student=student))
+    student.register_parameter("unused", nn.Parameter(torch.zeros(5000)))
+    method = imitation(student=student, ema=ema)
+    steps = loop(method, source((4,)), state := TrainState.start(method, RUN, device="cpu"))
+    assert next(steps).step == 1
+    optimizer = state.optimizers["student"].optimizer
+    step = optimizer.step
+
+    def spoiled() -> None:
+        step()
+        student.unused.data[4321] = bad
+
+    monkeypatch.setattr(optimizer, "step", spoiled)
+    with pytest.raises(UserError, match="step 2: parameter unused of student: not finite"):
+        next(steps)
+
+
+@pytest.mark.parametrize("ema", [0.9, None])
+def test_large_but_finite_parameters_are_no_error(ema: float | None) -> None:
+    """Their norm and their sum overflow in float32; they do not."""
+    student = network(0)
+    student.register_parameter("unused", nn.Parameter(torch.full((3,), 3e38)))
+    _, steps = train(imitation(student=student, ema=ema))
     assert len(steps) == RUN.steps
 
 
-def scaled(method: Any, monkeypatch: pytest.MonkeyPatch, scale: float) -> TrainState:
+def scaled(method: Any, monkeypatch: pytest.MonkeyPatch, scale: float, clip: float | None = None) -> TrainState:
     """A run with fp16's loss scaling, which torch has for the CPU too; Accelerate and decant offer it on CUDA alone."""
-    state = TrainState.start(method, replace(RUN, clip=None), device="cpu")
+    state = TrainState.start(method, replace(RUN, clip=clip), device="cpu")
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
     monkeypatch.setattr(type(state.accelerator), "mixed_precision", "fp16")
     state.accelerator.scaler, state.accelerator.native_amp = scaler, True
@@ -231,6 +256,15 @@ def test_an_overflow_of_scaled_losses_is_skipped_and_training_goes_on(monkeypatc
         assert all(tensor.isfinite().all() for tensor in moments(state).values())
     assert moved[0] is False and moved[-1] is True and state.step == 4
     assert state.accelerator.scaler.get_scale() < 2.0**118
+
+
+def test_a_scaled_run_is_clipped_as_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, method = imitation(), imitation()
+    _, expected = train(plain, run=replace(RUN, clip=0.05))
+    steps = list(loop(method, source((4,)), scaled(method, monkeypatch, 2.0**10, clip=0.05)))
+    for mine, theirs in zip(steps, expected, strict=True):
+        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-4) and mine.grad_norm > 0.05
+    torch.testing.assert_close(weights(method.student), weights(plain.student), rtol=1e-4, atol=1e-6)
 
 
 def test_a_gradient_that_is_never_finite_ends_a_scaled_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
