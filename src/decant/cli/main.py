@@ -356,6 +356,21 @@ def export(model: str, *, out: Path, json: Json = False) -> None:
 
 
 @app.command
+def move(*, lora: Path, to: str, out: Path, json: Json = False) -> None:
+    """Move what was made for a teacher to a student that was cut from it, by the surgery map; nothing is trained.
+
+    Args:
+        lora: a .safetensors LoRA of the teacher, with keys of peft, diffusers or kohya.
+        to: the student, a pipeline folder that decant cut.
+        out: a new .safetensors file for diffusers and peft; kohya's twin is written beside it.
+    """
+    from decant.stages.move import move_lora_file, told
+
+    document = move_lora_file(lora, to, out)
+    say(document, json, told(document))
+
+
+@app.command
 def report(run: Path, *, json: Json = False) -> None:
     """Rebuild report.json and report.html of a run from its records.
 

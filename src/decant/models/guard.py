@@ -21,6 +21,8 @@ _HEADER_BYTES = 16 * _MB
 _DTYPES = ("F16", "BF16", "F32", "F64")
 # Buffers that older tools saved beside the weights; integers, and always 0, 1, 2, ...
 _BUFFER = "position_ids"
+# Tensors that may be integers: those buffers, and a LoRA's alphas.
+_INTEGERS = (_BUFFER, ".alpha")
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _check_length(file: Path) -> None:
 
 def _check_dtypes(file: Path, dtypes: Mapping[str, str]) -> None:
     for name, dtype in dtypes.items():
-        if dtype not in _DTYPES and not name.endswith(_BUFFER):
+        if dtype not in _DTYPES and not name.endswith(_INTEGERS):
             raise refuse(
                 f"weights file {file}",
                 f"{name[:80]!r} is stored as {dtype}",

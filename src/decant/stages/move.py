@@ -1,0 +1,167 @@
+"""What was made for a teacher, for a student that was cut from it: files in, files out, and what was dropped."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from decant.errors import refuse
+from decant.models.guard import Header, read_header, read_json
+from decant.models.load import place_of, unet_config
+from decant.models.move.lora import Lora, Moved, Part, Shapes, move_lora
+from decant.models.move.lora_keys import read_lora, to_kohya, to_peft
+from decant.models.surgery.surgery import SurgeryMap, skeleton
+from decant.stages.record import surgery_map_of
+
+_ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
+_LORA_NAME = "pytorch_lora_weights.safetensors"
+_UP_RESNET = re.compile(r"up_blocks\.\d+\.resnets\.(\d+)\.")
+
+
+def move_lora_file(file: Path, student: str, out: Path) -> dict[str, Any]:
+    """Move a LoRA to a student and write it twice: for peft and diffusers as ``out``, for kohya's readers beside it.
+
+    Args:
+        file: a .safetensors LoRA of the student's teacher.
+        student: a pipeline folder that decant cut.
+        out: a new file, ending in .safetensors.
+
+    Returns:
+        ``{"lora", "student", "files": {"peft", "kohya"}, "modules", "moved", "text_modules", "dropped": [{"part",
+        "modules", "share", "why"}], "narrowed", "narrowed_share"}``.
+
+    Raises:
+        UserError: a file is damaged or no LoRA, of another family, or the student has no surgery map.
+    """
+    files = {"peft": out, "kohya": out.with_name(f"{out.stem}-kohya.safetensors")}
+    _check_new(out, files.values())
+    place, surgery_map = _cut(student)
+    header = _header(file)
+    lora = read_lora(load_file(header.file), _layers(surgery_map))
+    _check_text(lora, place)
+    moved = move_lora(lora, surgery_map, _shapes(place))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    encoders = sum((place / name).is_dir() for name in _ENCODERS)
+    _write(files["peft"], *to_peft(moved.lora))
+    _write(files["kohya"], *to_kohya(moved.lora, header.metadata, encoders))
+    return {
+        "lora": str(file),
+        "student": student,
+        "files": {kind: str(path) for kind, path in files.items()},
+        **_summary(lora, moved),
+    }
+
+
+def told(document: Mapping[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"{document['moved']} of {document['modules']} UNet modules moved"]
+    if document["text_modules"]:
+        lines[0] += f", {document['text_modules']} of the text encoder as they are"
+    if document["narrowed"]:
+        share = 100 * document["narrowed_share"]
+        lines.append(f"narrowed: {document['narrowed']} modules, with {share:.1f} % of the LoRA's squared norm")
+    lines += [
+        f"dropped: {part['part']}, {part['modules']} modules with {100 * part['share']:.1f} % of the LoRA's squared "
+        f"norm: {part['why']}"
+        for part in document["dropped"]
+    ]
+    return "\n".join([*lines, *(f"{kind}: {path}" for kind, path in document["files"].items())])
+
+
+def _summary(lora: Lora, moved: Moved) -> dict[str, Any]:
+    return {
+        "modules": len(lora.get("unet", {})),
+        "moved": moved.modules,
+        "text_modules": sum(len(layers) for part, layers in lora.items() if part != "unet"),
+        "dropped": [asdict(part) for part in moved.dropped],
+        "narrowed": moved.narrowed,
+        "narrowed_share": moved.narrowed_share,
+    }
+
+
+def _cut(student: str) -> tuple[Path, SurgeryMap]:
+    """A student's folder and its map to the teacher."""
+    place = place_of(student)
+    surgery_map = surgery_map_of(place) if place.is_dir() else None
+    if surgery_map is None:
+        raise refuse(
+            "--to",
+            f"{student} has no surgery map",
+            allowed="a pipeline folder that decant cut (decant.json holds its map)",
+            hint="decant prune makes one; a LoRA or ControlNet of an uncut model needs no moving",
+        )
+    return place, surgery_map
+
+
+def _check_new(out: Path, files: Iterable[Path]) -> None:
+    if out.suffix != ".safetensors":
+        raise refuse("--out", out, allowed="a file name that ends in .safetensors", hint=f"{out}.safetensors")
+    for file in files:
+        if file.exists():
+            raise refuse("--out", f"{file} exists", allowed="a new file", hint="name another, or remove this one")
+
+
+def _header(file: Path) -> Header:
+    """Of a LoRA's file, or of the one that diffusers puts into a folder."""
+    inside = file / _LORA_NAME if file.is_dir() else file
+    if inside.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        raise refuse(
+            "--lora",
+            f"{inside} is a pickle, which can run code when opened",
+            allowed="a .safetensors file",
+            hint="take the LoRA as safetensors",
+        )
+    return read_header(inside)
+
+
+def _layers(surgery_map: SurgeryMap) -> int:
+    """Layers of the teacher's blocks: an up block has one resnet more. Files with names by number count by it."""
+    numbers = [int(found[1]) for source in surgery_map.parameters.values() if (found := _UP_RESNET.match(source))]
+    return max([2, *numbers])
+
+
+def _shapes(place: Path) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(unet_config(place)).state_dict().items()}
+
+
+def _check_text(lora: Lora, place: Path) -> None:
+    """Refuse layers of a text encoder that the student does not have, or that is of another size."""
+    for part in _ENCODERS:
+        config = place / part / "config.json"
+        sizes = _text_shapes(read_json(config)) if config.is_file() else {}
+        for module, layer in lora.get(part, {}).items():
+            own = sizes.get(re.sub(r"\.\d+\.", ".0.", module))
+            number = re.search(r"layers\.(\d+)", module)
+            deep = number is None or int(number[1]) < sizes["layers"][0] if sizes else False
+            if own != layer.shape or not deep:
+                found = " x ".join(map(str, layer.shape))
+                raise refuse(
+                    f"LoRA, {part}.{module}",
+                    f"made for a weight of {found}",
+                    allowed=" x ".join(map(str, own)) if own and deep else f"modules of {place.name}'s text encoders",
+                    hint="it is a LoRA of another family; move one that was made for this student's teacher",
+                )
+
+
+def _text_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of the weights of a CLIP text encoder's first layer; ``layers`` is how many there are. Defaults are CLIP's."""
+    width, inner = config.get("hidden_size", 512), config.get("intermediate_size", 2048)
+    layer = "text_model.encoder.layers.0"
+    heads = {f"{layer}.self_attn.{way}_proj": (width, width) for way in ("q", "k", "v", "out")}
+    feed = {f"{layer}.mlp.fc1": (inner, width), f"{layer}.mlp.fc2": (width, inner)}
+    last = {"text_projection": (config.get("projection_dim", 512), width)}
+    return {"layers": (config.get("num_hidden_layers", 12),), **heads, **feed, **last}
+
+
+def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
