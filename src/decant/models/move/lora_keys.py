@@ -109,7 +109,8 @@ def to_peft(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
     The format has no place for alpha but its metadata, which most readers pass over: the scale is multiplied into
     ``lora_B``, and the metadata says alpha = rank.
     """
-    tensors, said = {}, {}
+    tensors: dict[str, Tensor] = {}
+    said: dict[str, object] = {}
     for part, layers in lora.items():
         for module, layer in layers.items():
             tensors[f"{part}.{module}.lora_A.weight"] = layer.down.contiguous()
@@ -222,8 +223,8 @@ def _kind(key: str) -> tuple[str, Kind]:
                 allowed="plain LoRA: lora_down and lora_up (lora_A and lora_B), alpha, and lora_mid of convolutions",
                 hint="merge it into the teacher and extract a plain LoRA from the difference, then move that",
             )
-    for kind, pattern in _KINDS.items():
-        if found := pattern.fullmatch(key):
+    for kind, name in _KINDS.items():
+        if found := name.fullmatch(key):
             return found[1], kind
     raise refuse(
         f"LoRA, {key[:120]}",
