@@ -356,18 +356,30 @@ def export(model: str, *, out: Path, json: Json = False) -> None:
 
 
 @app.command
-def move(*, lora: Path, to: str, out: Path, json: Json = False) -> None:
+def move(*, to: str, out: Path, lora: Path | None = None, controlnet: Path | None = None, json: Json = False) -> None:
     """Move what was made for a teacher to a student that was cut from it, by the surgery map; nothing is trained.
 
     Args:
-        lora: a .safetensors LoRA of the teacher, with keys of peft, diffusers or kohya.
         to: the student, a pipeline folder that decant cut.
-        out: a new .safetensors file for diffusers and peft; kohya's twin is written beside it.
+        out: of a LoRA a new .safetensors file for diffusers and peft, kohya's twin is written beside it; of a
+            ControlNet a new folder.
+        lora: a .safetensors LoRA of the teacher, with keys of peft, diffusers or kohya.
+        controlnet: a ControlNet of the teacher, a folder as diffusers writes it.
     """
-    from decant.stages.move import move_lora_file, told
+    from decant.errors import refuse
+    from decant.stages.move import controlnet_told, lora_told, move_controlnet_folder, move_lora_file
 
-    document = move_lora_file(lora, to, out)
-    say(document, json, told(document))
+    match lora, controlnet:
+        case Path(), None:
+            document = move_lora_file(lora, to, out)
+            say(document, json, lora_told(document))
+        case None, Path():
+            document = move_controlnet_folder(controlnet, to, out)
+            say(document, json, controlnet_told(document))
+        case _:
+            both = "both" if lora else "missing"
+            hint = "one at a time: decant move --lora F --to STUDENT --out F2"
+            raise refuse("--lora or --controlnet", both, allowed="exactly one of them", hint=hint)
 
 
 @app.command

@@ -1,23 +1,30 @@
 """What was made for a teacher, for a student that was cut from it: files in, files out, and what was dropped."""
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from decant.errors import refuse
-from decant.models.guard import Header, read_header, read_json
+from decant.models.guard import Header, check_inside, read_header, read_json
+from decant.models.layout import Component, check_config, check_numbers, quiet
 from decant.models.load import place_of, unet_config
+from decant.models.move.controlnet import move_controlnet
+from decant.models.move.controlnet import skeleton as controlnet_skeleton
 from decant.models.move.lora import Lora, Moved, Part, Shapes, move_lora
 from decant.models.move.lora_keys import read_lora, to_kohya, to_peft
 from decant.models.surgery.surgery import SurgeryMap, skeleton
 from decant.stages.record import surgery_map_of
 
 _ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
+# A ControlNet is a UNet's way down, and is looked at as a UNet is.
+_CONTROLNET = Component("unet", ControlNetModel, "diffusion_pytorch_model")
 _LORA_NAME = "pytorch_lora_weights.safetensors"
 _UP_RESNET = re.compile(r"up_blocks\.\d+\.resnets\.(\d+)\.")
 
@@ -56,7 +63,7 @@ def move_lora_file(file: Path, student: str, out: Path) -> dict[str, Any]:
     }
 
 
-def told(document: Mapping[str, Any]) -> str:
+def lora_told(document: Mapping[str, Any]) -> str:
     """The same for people."""
     lines = [f"{document['moved']} of {document['modules']} UNet modules moved"]
     if document["text_modules"]:
@@ -70,6 +77,82 @@ def told(document: Mapping[str, Any]) -> str:
         for part in document["dropped"]
     ]
     return "\n".join([*lines, *(f"{kind}: {path}" for kind, path in document["files"].items())])
+
+
+def move_controlnet_folder(folder: Path, student: str, out: Path) -> dict[str, Any]:
+    """Move a ControlNet to a student, as a folder that plain diffusers opens.
+
+    Args:
+        folder: a ControlNet of the student's teacher as diffusers writes it.
+        student: a pipeline folder that decant cut.
+        out: a new folder.
+
+    Returns:
+        ``{"controlnet", "student", "folder", "parameters_before", "parameters", "dropped": [{"part", "parameters",
+        "why"}]}``.
+
+    Raises:
+        UserError: a file is damaged or no ControlNet, of another family, or the student has no surgery map or one that
+            diffusers' ControlNet has no twin of.
+    """
+    if out.exists():
+        raise refuse("--out", f"{out} exists", allowed="a new folder", hint="name another, or remove this one")
+    place, surgery_map = _cut(student)
+    config, weights = _controlnet(folder)
+    moved = move_controlnet(config, weights, surgery_map, dict(skeleton(unet_config(place)).config))
+    network = controlnet_skeleton(moved.config)
+    network.load_state_dict(moved.weights, strict=True, assign=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with quiet():
+            network.save_pretrained(temporary, safe_serialization=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {
+        "controlnet": str(folder),
+        "student": student,
+        "folder": str(out),
+        "parameters_before": sum(tensor.numel() for tensor in weights.values()),
+        "parameters": sum(tensor.numel() for tensor in moved.weights.values()),
+        "dropped": [asdict(part) for part in moved.dropped],
+    }
+
+
+def controlnet_told(document: Mapping[str, Any]) -> str:
+    """The same for people."""
+    head = f"{document['parameters_before']:,} -> {document['parameters']:,} parameters"
+    lines = [f"dropped: {part['part']}, {part['parameters']:,}: {part['why']}" for part in document["dropped"]]
+    return "\n".join([head, *lines, document["folder"]])
+
+
+def _controlnet(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of a ControlNet's folder, every tensor there and of its shape."""
+    if folder.is_file():
+        raise refuse(
+            "--controlnet",
+            f"{folder} is a file",
+            allowed="a folder with config.json and diffusion_pytorch_model.safetensors",
+            hint="diffusers makes one: ControlNetModel.from_single_file(FILE).save_pretrained(FOLDER)",
+        )
+    config = check_config(folder, _CONTROLNET)
+    names = [f"{_CONTROLNET.stem}{variant}.safetensors" for variant in ("", ".fp16")]
+    file = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+    check_inside(folder, [folder / "config.json", file])
+    header = read_header(file)
+    check_numbers(folder, _CONTROLNET, config, header.numbers)
+    network = controlnet_skeleton(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wrong = sorted(name for name, shape in wanted.items() if header.shapes.get(name) != shape)
+    if wrong:
+        raise refuse(
+            f"model {file}",
+            f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}",
+            allowed="the weights that belong to config.json",
+            hint="config.json and weights are of two different networks; take both from one folder",
+        )
+    return dict(network.config), load_file(file)
 
 
 def _summary(lora: Lora, moved: Moved) -> dict[str, Any]:

@@ -138,6 +138,18 @@ def move_lora(lora: Lora, surgery_map: SurgeryMap, shapes: Shapes) -> Moved:
     )
 
 
+def lacking(module: str, sources: set[str]) -> tuple[str, str]:
+    """The largest part around a module of which a student has nothing, and that said in words."""
+    for pattern, what in ((_BLOCK, "block"), (_LAYER, "layer")):
+        found = pattern.match(module)
+        part = found.group() if found else module
+        if not any(source.startswith(f"{part}.") for source in sources):
+            return part, f"the student has no {what} that comes from it"
+    block = re.match(r".*transformer_blocks\.\d+", module)
+    part = block.group() if block else module
+    return part, "the student has no module that comes from it"
+
+
 def _as_wide_as(layer: Layer, shape: tuple[int, ...]) -> Layer:
     """A layer as matrices or as convolutions of one pixel, as the weight is: tools write either for either."""
     if len(shape) == layer.down.ndim:
@@ -167,23 +179,11 @@ def _dropped(lost: Iterable[str], share: Mapping[str, float], surgery_map: Surge
     sources = set(surgery_map.parameters.values())
     parts: dict[tuple[str, str], list[str]] = defaultdict(list)
     for module in lost:
-        parts[_lacking(module, sources)].append(module)
+        parts[lacking(module, sources)].append(module)
     return tuple(
         Dropped(part, len(modules), sum(share[module] for module in modules), why)
         for (part, why), modules in parts.items()
     )
-
-
-def _lacking(module: str, sources: set[str]) -> tuple[str, str]:
-    """The largest part around a module of which a student has nothing, and that said in words."""
-    for pattern, what in ((_BLOCK, "block"), (_LAYER, "layer")):
-        found = pattern.match(module)
-        part = found.group() if found else module
-        if not any(source.startswith(f"{part}.") for source in sources):
-            return part, f"the student has no {what} that comes from it"
-    block = re.match(r".*transformer_blocks\.\d+", module)
-    part = block.group() if block else module
-    return part, "the student has no module that comes from it"
 
 
 def _nothing_left(teacher: Mapping[str, Layer]) -> UserError:
