@@ -1,10 +1,100 @@
-"""Settings every test shares."""
+"""Settings every test shares, and a whole pipeline of SDXL, small enough to be made anew in every test."""
 
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("decant", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("decant")
+
+
+def _sdxl(prediction_type: str = "epsilon", *, zeros: bool = True, **unet: Any) -> Any:
+    import torch
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizers = [CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, **pad) for pad in ({}, {"pad_token": "!"})]
+
+    def text(hidden: int, layers: int, act: str) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            hidden_act=act,
+            projection_dim=24,
+            bos_token_id=vocab["<|startoftext|>"],
+            eos_token_id=vocab["<|endoftext|>"],
+        )
+
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 3),
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": 32 + 48,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 24 + 6 * 8,
+    }
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 32, 32),
+        norm_num_groups=8,
+        latent_channels=4,
+        scaling_factor=0.13025,
+    )
+    return StableDiffusionXLPipeline(
+        unet=UNet2DConditionModel(**{**config, **unet}).eval(),
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text(32, 2, "quick_gelu")).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text(48, 3, "gelu")).eval(),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+
+
+@pytest.fixture
+def make_sdxl() -> Callable[..., Any]:
+    """`make_sdxl(prediction_type, zeros=True, **unet_settings)`: seeded, on the CPU, 64 px pictures."""
+    return _sdxl
+
+
+@pytest.fixture(scope="session")
+def sdxl_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SDXL as plain diffusers saves it, for all tests: to be read, and never changed."""
+    where = tmp_path_factory.mktemp("sdxl") / "teacher"
+    _sdxl().save_pretrained(where)
+    return where
+
+
+@pytest.fixture
+def sdxl_folder(tmp_path: Path, sdxl_saved: Path) -> Path:
+    """The same, a copy of one's own, to be broken at will."""
+    return shutil.copytree(sdxl_saved, tmp_path / "teacher")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decant.data.batch import Batch
 from decant.data.folder import Captioned
-from decant.data.picture import CROP, ahead, picture
+from decant.data.picture import CROP, Frame, ahead, framed_picture
 from decant.data.shards import Rows, Shards
 from decant.errors import refuse
 
@@ -41,11 +41,17 @@ class Encoder(Protocol):
         ...
 
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The unconditional twin of a condition, same keys and shapes."""
+        """The unconditional twin of what ``condition`` gave, same keys and shapes."""
+        ...
+
+    def framing(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
+        """What the network is told about how B pictures were framed; often ``{}``."""
         ...
 
     def made_by(self) -> dict[str, str]:
-        """``{"pictures", "captions"}``: digests of all that ``encode``, and ``condition`` and ``null``, depend on."""
+        """``{"pictures", "captions"}``: digests of all that ``encode`` and ``framing``, and ``condition`` and ``null``,
+        depend on.
+        """
         ...
 
 
@@ -69,7 +75,8 @@ class Latents:
     """The moments of ``n`` pictures, ``(n, C, h, w)`` each, and the conditions of their captions; in memory or on disk.
 
     ``rows`` ``(n,)`` says which row of the tables ``condition`` and ``null`` is a picture's: equal captions share
-    one. A table that is the same for all is stored as a single row.
+    one. A table that is the same for all is stored as a single row. ``framing`` is what the network is told about each
+    picture itself, with caption or without: a part of every condition and of its null.
     """
 
     mean: Table
@@ -77,6 +84,7 @@ class Latents:
     rows: Tensor
     condition: Mapping[str, Table]
     null: Mapping[str, Table]
+    framing: Mapping[str, Table] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -87,8 +95,9 @@ class Latents:
         """The pictures at these positions of the endless stream; position % n is the index of a picture."""
         index = torch.tensor([position % self.n for position in positions])
         rows = self.rows[index]
-        condition = {key: _gather(table, rows) for key, table in self.condition.items()}
-        null = {key: _gather(table, rows) for key, table in self.null.items()}
+        framing = {key: _gather(table, index) for key, table in self.framing.items()}
+        condition = {key: _gather(table, rows) for key, table in self.condition.items()} | framing
+        null = {key: _gather(table, rows) for key, table in self.null.items()} | framing
         return Batch(tuple(positions), _gather(self.mean, index), _gather(self.std, index), condition, null)
 
 
@@ -107,7 +116,8 @@ def encode_all(
     rows = torch.tensor([row[caption] for caption in captioned.captions])
     texts = _captions(captions, encoder, cache)
     moments = _pictures(captioned, size, encoder, cache, progress)
-    return Latents(moments["mean"], moments["std"], rows, _named(texts, "condition."), _named(texts, "null."))
+    condition, null, framing = _named(texts, "condition."), _named(texts, "null."), _named(moments, "framing.")
+    return Latents(moments["mean"], moments["std"], rows, condition, null, framing)
 
 
 @torch.no_grad()
@@ -121,14 +131,15 @@ def _pictures(
     if len(missing) < len(files):
         cache.talk(f"{len(files) - len(missing)} of {len(files)} pictures were encoded before: {cache.folder}")
     rows_at_once = max(1, min(16, _PIXELS_AT_ONCE // size**2))
-    pixels = ahead(lambda key: picture(files[key], size, key), missing, most=2 * rows_at_once + 8)
+    pixels = ahead(lambda key: framed_picture(files[key], size, key), missing, most=2 * rows_at_once + 8)
     with _Writer(shards) as writer:
         done = len(captioned.files) - len(missing)
         for keys in _chunks(missing, rows_at_once):
             part = _filled([next(pixels) for _ in keys], rows_at_once)
-            mean, std = encoder.encode(torch.stack(part))
+            mean, std = encoder.encode(torch.stack([picture for picture, _ in part]))
             _check_finite(mean, std, [files[key] for key in keys])
-            writer.add(keys, {"mean": mean, "std": std})
+            told = encoder.framing([frame for _, frame in part])
+            writer.add(keys, {"mean": mean, "std": std} | {f"framing.{key}": value for key, value in told.items()})
             done += len(keys)
             if progress is not None:
                 progress(done)

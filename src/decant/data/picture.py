@@ -35,6 +35,30 @@ _Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True)
+class Frame:
+    """How a picture came to its square; every pair is (height, width) or (top, left) in pixels.
+
+    original: of the upright picture. corner: where the crop begins in the picture once its shortest side is resized.
+    target: of the crop.
+    """
+
+    original: tuple[int, int]
+    corner: tuple[int, int]
+    target: tuple[int, int]
+
+    @classmethod
+    def centred(cls, original: tuple[int, int], size: int) -> "Frame":
+        """The frame of `picture`: shortest side resized to ``size``, a centre crop."""
+        top, left = (round((size * side // min(original) - size) / 2) for side in original)
+        return cls(original, (top, left), (size, size))
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> "Frame":
+        """A picture made at this size, and not cropped: what sampling asks for."""
+        return cls((height, width), (0, 0), (height, width))
+
+
+@dataclass(frozen=True)
 class Look:
     """A file's sha256, and why it cannot be used as a picture, or ""."""
 
@@ -70,6 +94,11 @@ def picture(file: Path, size: int, digest: bytes | None = None) -> Tensor:
     Rotated as its EXIF says; transparency over white. Raises ``UserError`` where it no longer decodes, or its
     contents are no longer those that ``digest`` is the sha256 of.
     """
+    return framed_picture(file, size, digest)[0]
+
+
+def framed_picture(file: Path, size: int, digest: bytes | None = None) -> tuple[Tensor, Frame]:
+    """A `picture`, and how it was framed."""
     try:
         content = file.read_bytes()
         image = _open_rgb(content)
@@ -79,7 +108,8 @@ def picture(file: Path, size: int, digest: bytes | None = None) -> Tensor:
         raise _changed(file, "its contents are others than a moment ago")
     # fit crops in the source and resizes once, so a very long picture never grows in memory.
     fitted = np.array(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
-    return torch.from_numpy(fitted).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+    pixels = torch.from_numpy(fitted).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+    return pixels, Frame.centred((image.height, image.width), size)
 
 
 def ahead(function: Callable[[_In], _Out], items: Sequence[_In], most: int = 64) -> Iterator[_Out]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decant.errors import refuse
+from decant.models.families.unet import blank, forward
 from decant.models.surgery.surgery import skeleton
 
 
@@ -38,13 +39,10 @@ def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int) 
             allowed=f"({config['in_channels']}, height, width)",
             hint="the first number is the network's in_channels; height and width are pixels divided by 8",
         )
-    width = config["encoder_hid_dim"] or config["cross_attention_dim"]
-    width = width if isinstance(width, int) else width[0]
     x_t = torch.empty(1, *latent, device="meta")
-    condition = torch.empty(1, tokens, width, device="meta")
     twin = skeleton(config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(x_t, torch.zeros(1, device="meta"), encoder_hidden_states=condition)
+        forward(twin, x_t, torch.zeros(1, device="meta"), blank(config, 1, tokens, "meta"))
     return counter.get_total_flops() // 2
 
 

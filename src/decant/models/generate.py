@@ -5,7 +5,6 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decant.errors import refuse
+from decant.models.layout import Pipeline, rebuilt
 
 Sampler = Literal["ddim", "lcm", "euler", "dpm++", "as-is"]
 
 
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -66,7 +66,7 @@ def generate(
 
 
 def _batches(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     scheduler: Any,
     jobs: list[tuple[str, int]],
     batch_size: int,
@@ -77,7 +77,7 @@ def _batches(
 
 
 def _draw(
-    pipeline: StableDiffusionPipeline,
+    pipeline: Pipeline,
     scheduler: Any,
     jobs: list[tuple[str, int]],
     options: dict[str, Any],
@@ -86,16 +86,14 @@ def _draw(
     generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
     latents = _latents(pipeline, generators, options["height"], options["width"])
     # A second pipeline around the same networks leaves the caller's own scheduler and settings untouched.
-    painter = StableDiffusionPipeline(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
+    painter: Any = rebuilt(pipeline, scheduler=scheduler)
     painter.set_progress_bar_config(disable=True)
-    prompts = [prompt for prompt, _ in jobs]
-    pictures = painter(
-        prompts, negative_prompt=[""] * len(prompts), generator=generators, latents=latents, **options
-    ).images
+    # Without a negative prompt every pipeline takes its own unconditional twin: the empty prompt, or SDXL's zeros.
+    pictures = painter([prompt for prompt, _ in jobs], generator=generators, latents=latents, **options).images
     return np.asarray((pictures * 255).round(), dtype=np.uint8)
 
 
-def _latents(pipeline: StableDiffusionPipeline, generators: list[torch.Generator], height: int, width: int) -> Tensor:
+def _latents(pipeline: Pipeline, generators: list[torch.Generator], height: int, width: int) -> Tensor:
     """Starting noise (B, C, h, w), drawn in float32 on the CPU: the same for every device and dtype."""
     factor = pipeline.vae_scale_factor
     shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
@@ -103,7 +101,7 @@ def _latents(pipeline: StableDiffusionPipeline, generators: list[torch.Generator
     return noise.to(pipeline.unet.device, pipeline.unet.dtype)
 
 
-def _scheduler(pipeline: StableDiffusionPipeline, sampler: Sampler) -> Any:
+def _scheduler(pipeline: Pipeline, sampler: Sampler) -> Any:
     """The sampler with the betas, the prediction type and the spacing of the pipeline's own scheduler."""
     config = pipeline.scheduler.config
     match sampler:
@@ -143,7 +141,7 @@ def _check_steps(steps: int, scheduler: Any) -> None:
         raise refuse("steps", steps, allowed=f"1 to {most}", hint="25 for a teacher, 2 to 8 after step distillation")
 
 
-def pixels(pipeline: StableDiffusionPipeline, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def pixels(pipeline: Pipeline, size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) in pixels; None is what the network was made for."""
     factor = pipeline.vae_scale_factor
     if size is None:

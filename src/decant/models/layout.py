@@ -16,18 +16,21 @@ from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from decant.errors import UserError, refuse
 from decant.models.families.sd1_keys import Part
+from decant.models.families.unet import pooled_width
 from decant.models.guard import check_inside, first_line, read_json
 
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+
 INDEX = "model_index.json"
-ALLOWED = "a StableDiffusionPipeline folder: model_index.json, unet, vae, text_encoder, tokenizer, scheduler"
 _STRANGERS = "config.json and weights are of two different networks; take both from one folder"
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _VOCABULARY_BYTES = 16 * 10**6
@@ -51,44 +54,110 @@ class Component:
     stem: str
 
 
-COMPONENTS = (
-    Component("unet", UNet2DConditionModel, "diffusion_pytorch_model"),
-    Component("vae", AutoencoderKL, "diffusion_pytorch_model"),
-    Component("text_encoder", CLIPTextModel, "model"),
+@dataclass(frozen=True)
+class Layout:
+    """A kind of pipeline: its class in diffusers, its components that have weights, and a tokenizer for each text
+    encoder, in one order.
+
+    marks: what model_index.json says besides the components.
+    """
+
+    pipeline: Any
+    components: tuple[Component, ...]
+    tokenizers: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What a whole pipeline folder holds."""
+        return (*(part.name for part in self.components), *self.tokenizers, "scheduler")
+
+    @property
+    def text_encoders(self) -> tuple[Component, ...]:
+        """One for each tokenizer."""
+        return tuple(part for part in self.components if part.name.startswith("text_encoder"))
+
+
+UNET = Component("unet", UNet2DConditionModel, "diffusion_pytorch_model")
+_VAE = Component("vae", AutoencoderKL, "diffusion_pytorch_model")
+_TEXT = Component("text_encoder", CLIPTextModel, "model")
+_TEXT_2 = Component("text_encoder_2", CLIPTextModelWithProjection, "model")
+SD = Layout(StableDiffusionPipeline, (UNET, _VAE, _TEXT), ("tokenizer",))
+SDXL = Layout(
+    StableDiffusionXLPipeline,
+    (UNET, _VAE, _TEXT, _TEXT_2),
+    ("tokenizer", "tokenizer_2"),
+    ("force_zeros_for_empty_prompt",),
 )
+LAYOUTS = (SD, SDXL)
 
 
-def check_layout(folder: Path) -> None:
-    """Refuse a folder that is not a whole pipeline of the known kind, or whose configs do not fit each other."""
-    document = check_class(folder / INDEX)
-    for name in (*(part.name for part in COMPONENTS), "tokenizer", "scheduler"):
+def kind_of(pipeline: Pipeline) -> Layout:
+    """The kind that an open pipeline is of."""
+    return next(layout for layout in LAYOUTS if isinstance(pipeline, layout.pipeline))
+
+
+def networks(pipeline: Pipeline) -> dict[str, nn.Module]:
+    """The components of a pipeline that have weights, by name."""
+    return {part.name: getattr(pipeline, part.name) for part in kind_of(pipeline).components}
+
+
+def rebuilt(pipeline: Pipeline, **changed: Any) -> Pipeline:
+    """The same pipeline around other components; all others are shared, not copied. It warns and marks nothing."""
+    marks = {name: pipeline.config[name] for name in kind_of(pipeline).marks}
+    return _new(kind_of(pipeline), {**pipeline.components, **marks, **changed})
+
+
+def _new(layout: Layout, parts: Mapping[str, Any]) -> Pipeline:
+    # A watermark of the sampler would be measured as a difference between two models.
+    silent = {"add_watermarker": False} if layout is SDXL else {"requires_safety_checker": False}
+    with quiet():
+        return layout.pipeline(**parts, **silent)
+
+
+def check_layout(folder: Path) -> Layout:
+    """Refuse a folder that is not a whole pipeline of a known kind, or whose configs do not fit each other."""
+    document, layout = check_class(folder / INDEX)
+    for name in layout.folders:
         if name not in document or not (folder / name).is_dir():
+            allowed = f"a {layout.pipeline.__name__} folder: {INDEX}, {', '.join(layout.folders)}"
             hint = f"the folder {name} is missing; copy the whole pipeline"
-            raise refuse("model", folder / name, allowed=ALLOWED, hint=hint)
+            raise refuse("model", folder / name, allowed=allowed, hint=hint)
         check_inside(folder, [folder / name, *(folder / name).glob("*")])
     _check_scheduler(folder, document)
-    _check_tokenizer(folder, document)
-    for part in COMPONENTS:
+    for name in layout.tokenizers:
+        _check_tokenizer(folder, document, name)
+    for part in layout.components:
         check_config(folder / part.name, part)
-    _check_fit(folder)
+    _check_fit(folder, layout)
+    return layout
 
 
-def check_class(index: Path) -> dict[str, Any]:
-    """Refuse a pipeline of another kind by its model_index.json, and give that document back."""
+def check_class(index: Path) -> tuple[dict[str, Any], Layout]:
+    """Refuse a pipeline of another kind by its model_index.json, and give that document and its kind back."""
     check_inside(index.parent, [index])
     document = read_json(index)
     kind = document.get("_class_name")
-    if kind != "StableDiffusionPipeline":
+    layout = next((layout for layout in LAYOUTS if layout.pipeline.__name__ == kind), None)
+    if layout is None:
         raise refuse(
             f"model {index.parent}, _class_name",
-            kind,
-            allowed="StableDiffusionPipeline",
-            hint="this version knows the sd1 family alone (Stable Diffusion 1.x and 2.x, text to image)",
+            str(kind)[:200],
+            allowed=", ".join(layout.pipeline.__name__ for layout in LAYOUTS),
+            hint="this version knows text to image with Stable Diffusion 1.x, 2.x and SDXL",
         )
-    for part in COMPONENTS:
-        library = "transformers" if part.name == "text_encoder" else "diffusers"
+    for part in layout.components:
+        library = "transformers" if part in layout.text_encoders else "diffusers"
         _check_entry(index, document, part.name, library, (part.kind.__name__,))
-    return document
+    for name in layout.marks:
+        if not isinstance(document.get(name, True), bool):
+            raise refuse(
+                f"model {index.parent}, {name}",
+                str(document[name])[:200],
+                allowed="true or false",
+                hint="copy model_index.json again from where the model came",
+            )
+    return document, layout
 
 
 def check_config(where: Path, part: Component) -> dict[str, Any]:
@@ -98,7 +167,8 @@ def check_config(where: Path, part: Component) -> dict[str, Any]:
     _check_plain(file, config)
     named = config.get("_class_name", part.kind.__name__)
     architectures = config.get("architectures") or [part.kind.__name__]
-    if named != part.kind.__name__ or (part.name == "text_encoder" and config.get("model_type") not in _CLIP):
+    text = part in (_TEXT, _TEXT_2)
+    if named != part.kind.__name__ or (text and config.get("model_type") not in _CLIP):
         said = named if named != part.kind.__name__ else f"{architectures}, model_type {config.get('model_type')!r}"
         raise refuse(
             f"model {file}", str(said)[:200], allowed=part.kind.__name__, hint="the config is of another network"
@@ -112,36 +182,35 @@ _CLIP = ("clip_text_model", "clip", None)
 def empty(part: Component, config: Mapping[str, Any]) -> nn.Module:
     """The network that a config builds, its parameters on the meta device: names and shapes, and no memory."""
     with quiet(), init_empty_weights(include_buffers=False):
-        if part.name == "text_encoder":
+        if part in (_TEXT, _TEXT_2):
             return part.kind(part.kind.config_class.from_dict(dict(config)))
         return part.kind.from_config(dict(config))
 
 
-def assemble(folder: Path, models: Mapping[str, nn.Module]) -> StableDiffusionPipeline:
-    """The pipeline of networks and a layout's tokenizer and scheduler; without a safety checker.
+def assemble(folder: Path, models: Mapping[str, nn.Module]) -> Pipeline:
+    """The pipeline of networks and a layout's tokenizers and scheduler; without a safety checker.
 
     Raises:
-        UserError: the tokenizer or the scheduler cannot be opened, or knows more words than the text encoder.
+        UserError: a tokenizer or the scheduler cannot be opened, or knows more words than its text encoder.
     """
-    document = check_class(folder / INDEX)
+    document, layout = check_class(folder / INDEX)
     settings = _scheduler_settings(folder)
     kind = getattr(diffusers, document["scheduler"][1])
     with quiet(), as_refusal(folder / "scheduler", "a scheduler of diffusers", "copy the folder scheduler again"):
         scheduler = kind.from_config(settings)
-    with quiet(), as_refusal(folder / "tokenizer", "the tokenizer of CLIP", "copy the folder tokenizer again"):
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    pipeline_of: Any = StableDiffusionPipeline  # its annotations forbid what it documents: no safety checker
-    with quiet(), as_refusal(folder, "components that fit", "copy the whole pipeline again"):
-        pipeline = pipeline_of(
-            **models,
-            tokenizer=tokenizer,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    _check_vocabulary(pipeline, folder)
+    tokenizers = {name: _tokenizer(folder / name) for name in layout.tokenizers}
+    none = {"safety_checker": None, "feature_extractor": None} if layout is SD else {}
+    marks = {name: document[name] for name in layout.marks if name in document}
+    with as_refusal(folder, "components that fit", "copy the whole pipeline again"):
+        pipeline = _new(layout, {**models, **tokenizers, "scheduler": scheduler, **none, **marks})
+    for name, part in zip(layout.tokenizers, layout.text_encoders, strict=True):
+        _check_vocabulary(folder / name, tokenizers[name], models[part.name])
     return pipeline
+
+
+def _tokenizer(where: Path) -> CLIPTokenizer:
+    with quiet(), as_refusal(where, "the tokenizer of CLIP", f"copy the folder {where.name} again"):
+        return CLIPTokenizer.from_pretrained(where, local_files_only=True)
 
 
 @contextmanager
@@ -193,16 +262,16 @@ def _scheduler_settings(folder: Path) -> dict[str, Any]:
     return read_json(folder / "scheduler" / "scheduler_config.json")
 
 
-def _check_tokenizer(folder: Path, document: Mapping[str, Any]) -> None:
-    _check_entry(folder / INDEX, document, "tokenizer", "transformers", _TOKENIZERS)
-    where = folder / "tokenizer"
+def _check_tokenizer(folder: Path, document: Mapping[str, Any], name: str) -> None:
+    _check_entry(folder / INDEX, document, name, "transformers", _TOKENIZERS)
+    where = folder / name
     # Of an empty folder transformers makes a tokenizer without words, and says nothing.
     if not any((where / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise refuse(
             f"model {where}",
             "no vocabulary",
             allowed="tokenizer.json, or vocab.json and merges.txt",
-            hint="copy the folder tokenizer again",
+            hint=f"copy the folder {name} again",
         )
     for file in where.glob("*.json"):
         document = read_json(file, most_bytes=_VOCABULARY_BYTES)
@@ -249,9 +318,9 @@ def _check_size(file: Path, key: str, value: Any) -> None:
 _FREE = ("model_max_length",)
 
 
-def _check_fit(folder: Path) -> None:
-    """Refuse components that do not fit each other: latent channels, and the width of the text."""
-    unet, vae, text = (read_json(folder / part.name / "config.json") for part in COMPONENTS)
+def _check_fit(folder: Path, layout: Layout) -> None:
+    """Refuse components that do not fit each other: latent channels, and what the network is told."""
+    unet, vae, *texts = (read_json(folder / part.name / "config.json") for part in layout.components)
     latent, inputs, outputs = vae.get("latent_channels", 4), unet.get("in_channels", 4), unet.get("out_channels", 4)
     if (inputs, outputs) != (latent, latent):
         known = {8: "8 is MuseTalk or InstructPix2Pix", 9: "9 is inpainting"}.get(inputs)
@@ -259,27 +328,61 @@ def _check_fit(folder: Path) -> None:
             f"model {folder}, wrong latent channels",
             f"the UNet takes {inputs} and gives {outputs}, the VAE has {latent}",
             allowed="one number for all three",
-            hint=f"{known}: known, but not the sd1 family" if known else "pair the UNet with the VAE it was trained on",
+            hint=f"{known}: known, but not text to image" if known else "pair the UNet with the VAE it was trained on",
         )
-    width, cross = text.get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
-    if unet.get("encoder_hid_dim") is None and isinstance(cross, int) and cross != width:
+    _check_told(folder, layout, unet)
+    named = "text encoder gives" if len(texts) == 1 else "text encoders together give"
+    widths, cross = [text.get("hidden_size", 512) for text in texts], unet.get("cross_attention_dim", 1280)
+    if unet.get("encoder_hid_dim") is None and isinstance(cross, int) and _misfits(cross, widths):
         raise refuse(
             f"model {folder}, cross_attention_dim",
-            f"the UNet reads {cross}, the text encoder gives {width}",
+            f"the UNet reads {cross}, the {named} {' + '.join(map(str, widths))}",
             allowed="one number for both",
             hint="pair the UNet with the text encoder it was trained on",
         )
+    if layout is SDXL:
+        _check_pooled(folder, unet, texts[-1])
 
 
-def _check_vocabulary(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Refuse a tokenizer that knows tokens for which the text encoder has no embedding."""
-    words, rows = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+def _misfits(wanted: Any, given: list[Any]) -> bool:
+    """Whether numbers do not add up; what is no number is another check's."""
+    return all(isinstance(number, int) for number in (wanted, *given)) and sum(given) != wanted
+
+
+def _check_told(folder: Path, layout: Layout, unet: Mapping[str, Any]) -> None:
+    """Refuse a UNet that is told other things than its kind of pipeline tells."""
+    wanted = "text_time" if layout is SDXL else None
+    found = unet.get("addition_embed_type")
+    if found != wanted:
+        raise refuse(
+            f"model {folder}, addition_embed_type",
+            str(found)[:200],
+            allowed=f"{wanted or 'none'} in a {layout.pipeline.__name__}",
+            hint="the UNet is of another kind than model_index.json says",
+        )
+
+
+def _check_pooled(folder: Path, unet: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    with as_refusal(folder / "unet", "the config of a UNet of SDXL", "copy the folder unet again"):
+        wanted = pooled_width({"addition_time_embed_dim": None, **unet})
+    if _misfits(wanted, [text.get("projection_dim", 512)]):
+        raise refuse(
+            f"model {folder}, projection_class_embeddings_input_dim",
+            f"the UNet reads a pooled text of {wanted}, text_encoder_2 gives {text.get('projection_dim', 512)}",
+            allowed="one number for both",
+            hint="pair the UNet with the text encoders it was trained on",
+        )
+
+
+def _check_vocabulary(where: Path, tokenizer: CLIPTokenizer, encoder: Any) -> None:
+    """Refuse a tokenizer that knows tokens for which its text encoder has no embedding."""
+    words, rows = len(tokenizer), encoder.config.vocab_size
     if words > rows:
         raise refuse(
-            f"model {folder / 'tokenizer'}",
+            f"model {where}",
             f"{words} tokens, the text encoder has {rows}",
             allowed="the text encoder's own tokenizer",
-            hint="copy the folder tokenizer again, from where the text encoder came",
+            hint=f"copy the folder {where.name} again, from where the text encoder came",
         )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
@@ -22,9 +21,12 @@ from torch import nn
 from decant.errors import UserError, nearest, refuse
 from decant.models.guard import first_line, read_header, read_json
 from decant.models.layout import (
-    COMPONENTS,
     INDEX,
+    SD,
+    UNET,
     Component,
+    Layout,
+    Pipeline,
     as_refusal,
     assemble,
     check_class,
@@ -32,11 +34,12 @@ from decant.models.layout import (
     check_layout,
     check_numbers,
     quiet,
+    rebuilt,
     tidy_configs,
 )
 from decant.models.single_file import check_kind, layout_of, open_parts
 
-Architecture = Literal["sd15", "sd21", "musetalk"]
+Architecture = Literal["sd15", "sd21", "sdxl", "musetalk"]
 
 # A name as diffusers and transformers give to a shard; no path.
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
@@ -46,10 +49,8 @@ _HUB_SECONDS = 5.0
 _STRANGERS = "config.json and weights are of two different networks; take both from one folder"
 
 
-def load(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, allow_pickle: bool = False
-) -> StableDiffusionPipeline:
-    """Open a Stable Diffusion 1.x or 2.x pipeline, on the CPU and without a safety checker.
+def load(source: str | Path, *, dtype: torch.dtype = torch.float32, allow_pickle: bool = False) -> Pipeline:
+    """Open a pipeline of Stable Diffusion 1.x, 2.x or SDXL, on the CPU and without a safety checker.
 
     Args:
         source: a pipeline folder or one `.safetensors` file of SD 1.x (nothing is fetched then), a hub id `owner/name`,
@@ -66,27 +67,26 @@ def load(
         header = check_kind(place)
         with layout_of(header) as layout:
             return assemble(layout, open_parts(header, layout, dtype))
-    check_layout(place)
-    variants = {part.name: _check_weights(place / part.name, part, allow_pickle) for part in COMPONENTS}
+    components = check_layout(place).components
+    variants = {part.name: _check_weights(place / part.name, part, allow_pickle) for part in components}
     models: dict[str, nn.Module] = {}
-    for part in COMPONENTS:
+    for part in components:
         models[part.name] = _load_component(place / part.name, part, dtype, allow_pickle, variants[part.name])
     return assemble(place, models)
 
 
-def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+def save(pipeline: Pipeline, folder: Path) -> None:
     """Write a pipeline folder of safetensors that plain diffusers opens. The pipeline stays as it is.
 
     Safetensors takes only contiguous tensors, so a component in another memory format is saved from a copy.
     """
     components = {name: _contiguous(part) for name, part in pipeline.components.items()}
-    whole = StableDiffusionPipeline(**components, requires_safety_checker=False)
     with quiet():
-        whole.save_pretrained(folder, safe_serialization=True)
+        rebuilt(pipeline, **components).save_pretrained(folder, safe_serialization=True)
     tidy_configs(folder)
 
 
-def cast(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> StableDiffusionPipeline:
+def cast(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
     """The same pipeline, its networks brought to the CPU and to a dtype in place."""
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
@@ -94,9 +94,9 @@ def cast(pipeline: StableDiffusionPipeline, dtype: torch.dtype) -> StableDiffusi
     return pipeline
 
 
-def with_unet(pipeline: StableDiffusionPipeline, unet: nn.Module) -> StableDiffusionPipeline:
+def with_unet(pipeline: Pipeline, unet: nn.Module) -> Pipeline:
     """The same pipeline around another UNet; all other components are shared, not copied."""
-    return StableDiffusionPipeline(**{**pipeline.components, "unet": unet}, requires_safety_checker=False)
+    return rebuilt(pipeline, unet=unet)
 
 
 def fingerprint(folder: Path) -> str:
@@ -124,7 +124,8 @@ def fingerprint(folder: Path) -> str:
 def architecture(name: str) -> dict[str, Any]:
     """The UNet config of a well-known architecture at full size: enough for counts, plans and speed.
 
-    `sd15` is Stable Diffusion 1.4 and 1.5, `sd21` is 2.0 and 2.1 base, `musetalk` is MuseTalk 1.0 and 1.5.
+    `sd15` is Stable Diffusion 1.4 and 1.5, `sd21` is 2.0 and 2.1 base, `sdxl` is SDXL base 1.0,
+    `musetalk` is MuseTalk 1.0 and 1.5.
 
     Raises:
         UserError: for an unknown name.
@@ -135,6 +136,20 @@ def architecture(name: str) -> dict[str, Any]:
         case "sd21":
             special = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "sample_size": 64}
             special["use_linear_projection"] = True
+        case "sdxl":
+            special = {
+                "block_out_channels": [320, 640, 1280],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "transformer_layers_per_block": [1, 2, 10],
+                "attention_head_dim": [5, 10, 20],
+                "cross_attention_dim": 2048,
+                "use_linear_projection": True,
+                "sample_size": 128,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            }
         case "musetalk":
             special = {
                 "cross_attention_dim": 384,
@@ -162,12 +177,11 @@ def unet_config(source: str | Path) -> dict[str, Any]:
     if isinstance(source, str) and source in get_args(Architecture):
         return architecture(source)
     place = place_of(source)
-    unet = COMPONENTS[0]
     if place.is_file():
         with layout_of(check_kind(place)) as layout:
-            return check_config(layout / unet.name, unet)
+            return check_config(layout / UNET.name, UNET)
     check_class(place / INDEX)
-    return check_config(place / unet.name, unet)
+    return check_config(place / UNET.name, UNET)
 
 
 def condition_tokens(source: str | Path) -> int:
@@ -250,8 +264,8 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
     """Fetch a pipeline from the hub, or find it in the cache; its kind is checked before its weights come."""
     away = _why_away(hub_id)
     try:
-        check_class(Path(hf_hub_download(hub_id, INDEX, local_files_only=bool(away))))
-        return _fetch(hub_id, None if allow_pickle else True, local=bool(away))
+        _, layout = check_class(Path(hf_hub_download(hub_id, INDEX, local_files_only=bool(away))))
+        return _fetch(hub_id, layout, None if allow_pickle else True, local=bool(away))
     except UserError:
         raise
     # The hub's client raises errors of several libraries, and all of them mean the same to the user.
@@ -279,13 +293,15 @@ def _why_away(hub_id: str) -> str:
     return ""
 
 
-def _fetch(hub_id: str, use_safetensors: bool | None, *, local: bool) -> Path:
+def _fetch(hub_id: str, layout: Layout, use_safetensors: bool | None, *, local: bool) -> Path:
     """The model's files, with its safety checker where that is to be had as asked for, and its card."""
     asked: dict[str, Any] = {"use_safetensors": use_safetensors, "local_files_only": local}
     try:
-        folder = StableDiffusionPipeline.download(hub_id, **asked)
+        folder = layout.pipeline.download(hub_id, **asked)
     except OSError:  # the safety checker of some is a pickle alone
-        folder = StableDiffusionPipeline.download(hub_id, **asked, safety_checker=None, feature_extractor=None)
+        if layout is not SD:
+            raise
+        folder = layout.pipeline.download(hub_id, **asked, safety_checker=None, feature_extractor=None)
     with contextlib.suppress(Exception):  # a model without a card is a model all the same
         hf_hub_download(hub_id, "README.md", local_files_only=local)
     return Path(folder)
@@ -399,7 +415,7 @@ def stored_dtype(source: str | Path) -> torch.dtype:
     if place.is_file():
         return _first_dtype(place, "model.diffusion_model.")
     for variant in (None, "fp16"):
-        for file in _safetensors(place / "unet", COMPONENTS[0].stem, variant):
+        for file in _safetensors(place / "unet", UNET.stem, variant):
             return _first_dtype(file, "")
     return torch.float32
 

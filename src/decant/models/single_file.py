@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from decant.errors import UserError, refuse
 from decant.models.families.sd1_keys import PREFIXES, ema_name, is_vae_attention, naming
 from decant.models.guard import Header, read_header
 from decant.models.layout import (
-    COMPONENTS,
+    SD,
     Component,
+    Pipeline,
     as_refusal,
     check_config,
     check_layout,
@@ -96,7 +96,7 @@ def open_parts(header: Header, layout: Path, dtype: torch.dtype) -> dict[str, nn
 
     Names and shapes are compared with the layout's networks before a tensor is read.
     """
-    plans = [(part, *_plan(header, layout, part)) for part in COMPONENTS]
+    plans = [(part, *_plan(header, layout, part)) for part in SD.components]
     _check_strangers(header, {name for _, _, sources in plans for name in sources.values()})
     models: dict[str, nn.Module] = {}
     with safe_open(header.file, framework="pt") as weights:
@@ -129,7 +129,7 @@ def shipped_layout() -> Path:
     return Path(str(files("decant.models.families").joinpath("sd1_layout")))
 
 
-def write_single_file(pipeline: StableDiffusionPipeline, file: Path) -> None:
+def write_single_file(pipeline: Pipeline, file: Path) -> None:
     """Write a pipeline of Stable Diffusion 1.x layout as one file, in the dtypes that it has; whole or not at all.
 
     Raises:
@@ -137,7 +137,7 @@ def write_single_file(pipeline: StableDiffusionPipeline, file: Path) -> None:
     """
     _check_regular(dict(pipeline.unet.config))
     tensors: dict[str, Tensor] = {}
-    for part in COMPONENTS:
+    for part in SD.components:
         network = getattr(pipeline, part.name)
         rename = naming(part.name, _config_of(network))
         for name, tensor in network.named_parameters():
@@ -177,7 +177,7 @@ def _other_unet(names: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
         return "it is Stable Diffusion 2.x", "not yet: this version opens Stable Diffusion 1.x as one file"
     if len(text) == 2 and text[1] == 2048:
         return "it is SDXL", "not yet: this version opens Stable Diffusion 1.x as one file"
-    for part in COMPONENTS[1:]:
+    for part in SD.components[1:]:
         if not any(name.startswith(PREFIXES[part.name].removesuffix("text_model.")) for name in names):
             return f"it has no {part.name.replace('_', ' ')}", "take the file that holds the whole model"
     return None
@@ -213,7 +213,7 @@ def _present(header: Header, name: str) -> str:
 
 def _check_strangers(header: Header, used: set[str]) -> None:
     """Refuse tensors of the three networks that the layout has no place for: nothing is dropped in silence."""
-    for part in COMPONENTS:
+    for part in SD.components:
         prefix = PREFIXES[part.name].removesuffix("text_model.")
         for name in header.shapes:
             if name.startswith(prefix) and name not in used and not _ignored(name):
@@ -259,12 +259,12 @@ def _check_regular(config: dict[str, Any]) -> None:
         )
 
 
-def _carried(pipeline: StableDiffusionPipeline) -> str:
+def _carried(pipeline: Pipeline) -> str:
     """Configs and scheduler as one JSON text, and the tokenizer where it is not CLIP's own."""
     with tempfile.TemporaryDirectory(prefix="decant-layout-") as name, quiet():
         folder = Path(name)
         pipeline.save_config(folder)
-        for part in COMPONENTS:
+        for part in SD.components:
             network = getattr(pipeline, part.name)
             save = network.config.save_pretrained if part.name == "text_encoder" else network.save_config
             save(folder / part.name)

@@ -5,12 +5,11 @@ from typing import Any, Literal
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from decant.models.guard import read_json
-from decant.models.layout import assemble
+from decant.models.layout import Pipeline, assemble
 from decant.models.load import architecture
 from decant.models.single_file import shipped_layout
 
@@ -25,7 +24,7 @@ _SD21_TEXT = {
 }
 
 
-def untrained(name: TextToImage, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def untrained(name: TextToImage, dtype: torch.dtype = torch.float32) -> Pipeline:
     """Text encoder, UNet and autoencoder of ``sd15`` or ``sd21`` on the CPU, their weights as before training."""
     layout = shipped_layout()
     text: dict[str, Any] = read_json(layout / "text_encoder" / "config.json")

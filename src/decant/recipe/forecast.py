@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from decant.data.folder import read_folder
 from decant.models.cost import macs, parameters, size_mb
 from decant.models.device import pick
+from decant.models.families.unet import blank, forward
 from decant.models.load import condition_tokens, known_architectures, place_of, stored_dtype, unet_config
 from decant.models.surgery.bk import bk
 from decant.models.surgery.surgery import skeleton
@@ -132,8 +133,8 @@ def _cached_bytes(net: _Net, size: int | None) -> float:
     """Bytes of one picture's moments and its caption's states, in float32."""
     config = net.unet.config
     channels, height, width = _latent(config, size)
-    across = config["cross_attention_dim"]
-    return _FLOAT32 * (2 * channels * height * width + net.tokens * (across if isinstance(across, int) else across[0]))
+    told = sum(value.numel() for value in blank(config, 1, net.tokens, "meta").values())
+    return _FLOAT32 * (2 * channels * height * width + told)
 
 
 def _time(jobs: Sequence[Job], nets: Mapping[str, _Net]) -> dict[str, Any]:
@@ -193,15 +194,14 @@ def _step_seconds(student: _Net, teacher: _Net, batch: int, device: torch.device
     """Seconds of one forward of a teacher, and one forward and backward of a student, at the network's own size."""
     networks = [_materialized(net.unet, device) for net in (teacher, student)]
     config = student.unet.config
-    across = config["cross_attention_dim"]
     x_t = torch.zeros(batch, *_latent(config, None), device=device)
-    text = torch.zeros(batch, student.tokens, across if isinstance(across, int) else across[0], device=device)
+    told = blank(config, batch, student.tokens, device)
     t = torch.zeros(batch, device=device)
 
     def step() -> None:
         with torch.no_grad():
-            networks[0](x_t, t, encoder_hidden_states=text)
-        networks[1](x_t, t, encoder_hidden_states=text).sample.sum().backward()
+            forward(networks[0], x_t, t, told)
+        forward(networks[1], x_t, t, told).sum().backward()
 
     return _seconds_of(step, device)
 

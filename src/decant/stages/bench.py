@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 
 import psutil
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from decant.bench.alone import alone
 from decant.bench.timer import Latency, peak_memory_mb, time_rounds
+from decant.data.picture import Frame
 from decant.models.cost import size_mb
 from decant.models.device import Device, pick
-from decant.models.families.sd1 import SD1
+from decant.models.families.of import family_of
 from decant.models.generate import Sampler, generate, pixels
+from decant.models.layout import Pipeline, networks
 from decant.models.load import load, place_of
 from decant.models.untrained import TextToImage, untrained
 from decant.stages.progress import Tick, progress
@@ -52,7 +53,7 @@ def bench(models: Mapping[str, str | Path], how: How, talk: Callable[[str], None
     """
     entries: dict[str, Entry] = {}
     first: dict[str, str] = {}
-    opened: dict[str, StableDiffusionPipeline] = {}
+    opened: dict[str, Pipeline] = {}
     for name, source in models.items():
         pipeline = open_model(source, how.dtype)
         entries[name] = _counts(source, pipeline, how)
@@ -71,7 +72,7 @@ def bench(models: Mapping[str, str | Path], how: How, talk: Callable[[str], None
     return entries
 
 
-def open_model(source: str | Path, dtype: Precision) -> StableDiffusionPipeline:
+def open_model(source: str | Path, dtype: Precision) -> Pipeline:
     """A source of `load`, or the name of an architecture with random weights, on the CPU."""
     known: tuple[TextToImage, ...] = get_args(TextToImage)
     for name in known:
@@ -80,11 +81,11 @@ def open_model(source: str | Path, dtype: Precision) -> StableDiffusionPipeline:
     return load(source, dtype=getattr(torch, dtype))
 
 
-def _counts(source: str | Path, pipeline: StableDiffusionPipeline, how: How) -> Entry:
+def _counts(source: str | Path, pipeline: Pipeline, how: How) -> Entry:
     folder = None if source in get_args(TextToImage) else place_of(source)
     return {
         "path": str(source),
-        **figures_of(pipeline.unet, SD1.of(pipeline).tokens),
+        **figures_of(pipeline.unet, family_of(pipeline).tokens),
         **({"size_mb": round(size_mb(folder), 3)} if folder else {}),
         "dtype": how.dtype,
         "device": str(pick(how.device)),
@@ -95,23 +96,24 @@ def _counts(source: str | Path, pipeline: StableDiffusionPipeline, how: How) -> 
     }
 
 
-def _networks(pipeline: StableDiffusionPipeline) -> str:
+def _networks(pipeline: Pipeline) -> str:
     """The configs of everything that computes: equal texts are equal work."""
-    parts = [dict(pipeline.unet.config), dict(pipeline.vae.config), pipeline.text_encoder.config.to_dict()]
+    configs: list[Any] = [part.config for part in networks(pipeline).values()]
+    parts = [config if isinstance(config, dict) else config.to_dict() for config in configs]
     plain = [{key: value for key, value in part.items() if not key.startswith("_")} for part in parts]
-    return json.dumps([*plain, SD1.of(pipeline).tokens], sort_keys=True, default=str)
+    return json.dumps([*plain, family_of(pipeline).tokens], sort_keys=True, default=str)
 
 
-def _fits(pipelines: list[StableDiffusionPipeline], how: How) -> bool:
+def _fits(pipelines: list[Pipeline], how: How) -> bool:
     cuda = pick(how.device).type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
-    networks = [part for pipeline in pipelines for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
-    return sum(weight.nbytes for network in networks for weight in network.parameters()) <= _SHARE * free
+    parts = [part for pipeline in pipelines for part in networks(pipeline).values()]
+    return sum(weight.nbytes for network in parts for weight in network.parameters()) <= _SHARE * free
 
 
 def _timed(
     distinct: Mapping[str, str | Path],
-    opened: Mapping[str, StableDiffusionPipeline],
+    opened: Mapping[str, Pipeline],
     how: How,
     talk: Callable[[str], None],
 ) -> dict[str, Entry]:
@@ -138,11 +140,13 @@ def _tick(tick: Tick, before: int, done: int) -> None:
     tick(before + done)
 
 
-def _calls(pipeline: StableDiffusionPipeline, how: How) -> dict[str, Callable[[], object]]:
-    """What is timed: one picture at batch 1, its parts (text encoder, one UNet call, decoder), and a batch if asked."""
-    family, unet = SD1.of(pipeline), pipeline.unet
-    condition = family.condition([PROMPT])
-    height, width = (side // pipeline.vae_scale_factor for side in pixels(pipeline, how.size))
+def _calls(pipeline: Pipeline, how: How) -> dict[str, Callable[[], object]]:
+    """What is timed: one picture at batch 1, its parts (text, one UNet call, decoder), and a batch if asked."""
+    family, unet = family_of(pipeline), pipeline.unet
+    size = pixels(pipeline, how.size)
+    framing = {key: value.to(unet.device) for key, value in family.framing([Frame.whole(*size)]).items()}
+    condition = family.condition([PROMPT]) | framing
+    height, width = (side // pipeline.vae_scale_factor for side in size)
     generator = torch.Generator().manual_seed(SEED)
     x_t = torch.randn(1, unet.config["in_channels"], height, width, generator=generator).to(unet.device, unet.dtype)
     t = torch.full((1,), 500, device=unet.device)
@@ -155,7 +159,7 @@ def _calls(pipeline: StableDiffusionPipeline, how: How) -> dict[str, Callable[[]
     return calls | ({"batch": lambda: _draw(pipeline, how, how.batch_size)} if how.batch_size else {})
 
 
-def _draw(pipeline: StableDiffusionPipeline, how: How, n: int) -> list[Any]:
+def _draw(pipeline: Pipeline, how: How, n: int) -> list[Any]:
     drawn = generate(
         pipeline,
         [PROMPT] * n,
@@ -179,7 +183,7 @@ def _figures(times: Mapping[str, Latency], how: How) -> Entry:
     return {"latency_ms": latency, "images_per_second": {"median": median, "low": low, "high": high, **counts}}
 
 
-def _conditions(pipeline: StableDiffusionPipeline, how: How) -> Entry:
+def _conditions(pipeline: Pipeline, how: How) -> Entry:
     return {
         "device": str(pick(how.device)),
         "dtype": how.dtype,

@@ -18,7 +18,12 @@ _LICENCE_KEYS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NOT_A_NAME = re.compile(r"[^\w./-]+")
 _MOST_CARD_BYTES = 10**6
-_BASE_TAGS = ("stable-diffusion", "stable-diffusion-diffusers", "text-to-image", "diffusers", "decant")
+_SD, _SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+_KIND_TAGS = {
+    _SD: ("stable-diffusion", "stable-diffusion-diffusers"),
+    _SDXL: ("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
+}
+_BASE_TAGS = ("text-to-image", "diffusers", "decant")
 
 
 def inherited_facts(source: str | Path, place: Path) -> dict[str, Any]:
@@ -38,19 +43,21 @@ def inherited_facts(source: str | Path, place: Path) -> dict[str, Any]:
 
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the card of a finished pipeline folder from its record."""
+    """Write the card of a finished pipeline folder from its record, and its class from its index."""
+    index = folder / INDEX
+    kind = str(read_json(index).get("_class_name", _SD)) if index.is_file() else _SD
     data = ModelCardData(
         base_model=record["base_model"],
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=[*_BASE_TAGS, *_made_by(record)],
+        tags=[*_KIND_TAGS.get(kind, ()), *_BASE_TAGS, *_made_by(record)],
         **record["licence"],
     )
-    text = f"---\n{data.to_yaml()}\n---\n{_body(record)}"
+    text = f"---\n{data.to_yaml()}\n---\n{_body(record, kind)}"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _body(record: Mapping[str, Any]) -> str:
+def _body(record: Mapping[str, Any], kind: str) -> str:
     name = record["name"]
     return "\n".join(
         [
@@ -62,9 +69,9 @@ def _body(record: Mapping[str, Any]) -> str:
             "## Use",
             "",
             "```python",
-            "from diffusers import StableDiffusionPipeline",
+            f"from diffusers import {kind}",
             "",
-            'pipeline = StableDiffusionPipeline.from_pretrained("path/or/id/of/this/model")',
+            f'pipeline = {kind}.from_pretrained("path/or/id/of/this/model")',
             'picture = pipeline("a prompt", num_inference_steps=25).images[0]',
             "```",
             "",

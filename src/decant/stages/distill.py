@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from pydantic import Field
 from torch import nn
 
@@ -19,8 +18,10 @@ from decant.data.order import stream
 from decant.errors import refuse
 from decant.methods.kd import KD, Knobs
 from decant.models.device import Device, pick
-from decant.models.families.sd1 import SD1
+from decant.models.families.family import Family
+from decant.models.families.of import family_of
 from decant.models.generate import generate
+from decant.models.layout import Pipeline
 from decant.models.load import cast, load, save, stored_dtype, with_unet
 from decant.models.taps import Tapped
 from decant.stages.curve import Curve
@@ -90,13 +91,17 @@ class Distill(Settings):
     )
 
 
+# What SDXL's networks are told besides the text: one of another kind cannot take the teacher's conditions.
+_TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+
+
 @dataclass(frozen=True)
 class _Players:
     """What a run is made of, opened, and the captions of its sample pictures."""
 
-    teacher: StableDiffusionPipeline
+    teacher: Pipeline
     student: UNet2DConditionModel
-    family: SD1
+    family: Family
     captions: tuple[str, ...]
 
 
@@ -129,6 +134,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
     save(cast(with_unet(players.teacher, players.student), stored), out)
     return {
+        "family": players.family.name,
         **_record(inputs, captioned, {"used": train.n, "held_out": held.n, "captions_cut": cut}),
         "figures": figures_of(players.student, players.family.tokens),
         "held_out": {"n": held.n, "output_error_before": before, "output_error_after": after},
@@ -139,7 +145,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
 def _open(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -> _Players:
     teacher = load(inputs.teacher)
     student = load(inputs.source).unet
-    for name in ("in_channels", "out_channels", "cross_attention_dim"):
+    for name in ("in_channels", "out_channels", "cross_attention_dim", *_TOLD):
         own, theirs = student.config[name], teacher.unet.config[name]
         if own != theirs:
             raise refuse(
@@ -150,7 +156,7 @@ def _open(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -> _Play
             )
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    return _Players(teacher, student, SD1.of(teacher), captions)
+    return _Players(teacher, student, family_of(teacher), captions)
 
 
 def _method(settings: Distill, inputs: Inputs, players: _Players) -> KD:
@@ -206,7 +212,7 @@ def _encode(
     return encoded[0], encoded[1]
 
 
-def _check_size(size: int, pipeline: StableDiffusionPipeline) -> None:
+def _check_size(size: int, pipeline: Pipeline) -> None:
     smallest = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config["block_out_channels"]) - 1)
     if size % smallest:
         raise refuse(
@@ -284,8 +290,8 @@ def _sample(step: int, state: TrainState, settings: Distill, inputs: Inputs, pla
     pipeline = with_unet(players.teacher, players.student)
     with shown, torch.no_grad():
         players.student.eval()
-        pipeline.vae.to(players.student.device)
-        pipeline.text_encoder.to(players.student.device)
+        for encoder in sum(players.family.encoders().values(), ()):
+            nn.Module.to(encoder, players.student.device)
         pictures = list(generate(pipeline, players.captions, range(len(players.captions)), steps=settings.sample_steps))
         players.student.train()
     save_strip(pictures, inputs.work / "samples" / f"step-{step:06d}.png")
@@ -302,7 +308,7 @@ def _cut_captions(players: _Players, captions: Sequence[str], inputs: Inputs) ->
 
 def _record(inputs: Inputs, captioned: Captioned, counts: dict[str, int]) -> dict[str, Any]:
     parent = read_record(inputs.source)
-    kept: dict[str, Any] = {key: parent[key] for key in ("family", "student", "surgery_map") if key in parent}
+    kept: dict[str, Any] = {key: parent[key] for key in ("student", "surgery_map") if key in parent}
     skipped = [{"name": item.name, "reason": item.reason} for item in captioned.skipped]
     return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, "skipped": skipped}}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from decant.models.cost import parameters, size_mb
 from decant.models.device import Device, pick
-from decant.models.families.sd1 import SD1
+from decant.models.families.of import family_of
 from decant.models.generate import Sampler, generate
-from decant.models.layout import COMPONENTS
+from decant.models.layout import networks
 from decant.models.load import architecture, condition_tokens, known_architectures, load, place_of, stored_dtype
 from decant.models.surgery.surgery import layer_map, skeleton
 from decant.stages.pictures import save_picture
@@ -56,23 +56,22 @@ def describe(model: str) -> dict[str, Any]:
     """
     if model in known_architectures():
         unet = skeleton(architecture(model))
-        family = {"sd15": "sd1", "sd21": "sd2"}.get(model, model)
         return {
-            "family": family,
+            "family": {"sd15": "sd1", "sd21": "sd2"}.get(model, model),
             **figures_of(unet, condition_tokens(model)),
             "parts": {"unet": parameters(unet)},
             "record": {},
         }
     pipeline, place = load(model), place_of(model)
     record = read_record(place)
-    networks = {part.name: getattr(pipeline, part.name) for part in COMPONENTS}
+    family = family_of(pipeline)
     return {
-        "family": "sd1",
-        **figures_of(pipeline.unet, SD1.of(pipeline).tokens),
-        "parts": {name: parameters(network) for name, network in networks.items()},
+        "family": family.name,
+        **figures_of(pipeline.unet, family.tokens),
+        "parts": {name: parameters(network) for name, network in networks(pipeline).items()},
         "dtype": str(stored_dtype(model)).removeprefix("torch."),
         "size_mb": round(size_mb(place), 3),
-        "prediction": pipeline.scheduler.config.get("prediction_type", "epsilon"),
+        "prediction": family.prediction,
         "surgery": _surgery(place),
         "record": record,
     }

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from decant.data.folder import Captioned
 from decant.data.latents import Cache, Latents, encode_all
-from decant.models.families.sd1 import SD1
+from decant.data.picture import Frame
+from decant.models.families.family import Family
 from decant.stages.progress import progress
 from decant.stages.stage import Inputs
 
@@ -18,23 +19,30 @@ from decant.stages.stage import Inputs
 class _OnDevice:
     """A family's encoders, brought to the device when they are first needed: from a full cache never."""
 
-    family: SD1
+    family: Family
     device: torch.device
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        nn.Module.to(self.family.vae, self.device)
+        self._bring("pictures")
         return self.family.encode(pictures)
 
     def condition(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        nn.Module.to(self.family.text_encoder, self.device)
+        self._bring("captions")
         return self.family.condition(captions)
 
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.family.null(condition)
 
+    def framing(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
+        return self.family.framing(frames)
+
     def made_by(self) -> dict[str, str]:
         """Kinds of devices round differently."""
         return {what: f"{digest} {self.device.type}" for what, digest in self._digests.items()}
+
+    def _bring(self, what: str) -> None:
+        for encoder in self.family.encoders()[what]:
+            nn.Module.to(encoder, self.device)
 
     @cached_property
     def _digests(self) -> dict[str, str]:
@@ -42,9 +50,9 @@ class _OnDevice:
 
 
 def encode_data(
-    family: SD1, part: Captioned, size: int, inputs: Inputs, device: torch.device, name: str = ""
+    family: Family, part: Captioned, size: int, inputs: Inputs, device: torch.device, name: str = ""
 ) -> Latents:
-    """Latents at ``size`` pixels and text embeddings of a part; VAE and text encoder then leave the device.
+    """Latents at ``size`` pixels and text embeddings of a part; VAE and text encoders then leave the device.
 
     What the run's cache has is not encoded; what it has not, it keeps.
     """
@@ -52,6 +60,6 @@ def encode_data(
     cache = Cache(inputs.cache or spare, spare, inputs.talk)
     with progress(f"encoding {name} pictures".replace("  ", " "), len(part.files), inputs.talk) as tick:
         latents = encode_all(part, size, _OnDevice(family, device), cache, progress=tick)
-    for encoder in (family.vae, family.text_encoder):
+    for encoder in sum(family.encoders().values(), ()):
         nn.Module.to(encoder, "cpu")
     return latents

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from pydantic import Field
 
 from decant.bench.machine import machine
@@ -14,8 +13,10 @@ from decant.bench.timer import peak_memory_mb
 from decant.data.latents import Latents
 from decant.metrics.interval import bootstrap_mean
 from decant.models.device import Device, pick
-from decant.models.families.sd1 import SD1
+from decant.models.families.family import Family
+from decant.models.families.of import family_of
 from decant.models.generate import Sampler, generate
+from decant.models.layout import Pipeline
 from decant.models.load import load
 from decant.stages.asked import Asked, Captions, HeldOut, asked
 from decant.stages.bench import How, bench
@@ -100,7 +101,7 @@ def _unread(ask: Asked, teacher: Drawn | None) -> list[dict[str, str]]:
     return [{"score": "scene_accuracy", "reason": reason, "hint": "--set size=64, where the networks can draw that"}]
 
 
-def _draw(pipeline: StableDiffusionPipeline, ask: Asked, settings: Evaluate) -> list[Picture]:
+def _draw(pipeline: Pipeline, ask: Asked, settings: Evaluate) -> list[Picture]:
     drawn = generate(
         pipeline,
         ask.captions,
@@ -118,7 +119,7 @@ def _draw(pipeline: StableDiffusionPipeline, ask: Asked, settings: Evaluate) -> 
 class _Proof:
     """The teacher and held-out pictures, to measure every model's output error on."""
 
-    family: SD1
+    family: Family
     teacher: torch.nn.Module
     held: Latents
     seed: int
@@ -127,12 +128,12 @@ class _Proof:
     def of(cls, settings: Evaluate, inputs: Inputs, ask: Asked, device: torch.device) -> "_Proof":
         assert ask.held is not None
         teacher = load(inputs.teacher).to(device)
-        family = SD1.of(teacher)
+        family = family_of(teacher)
         size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
         held = encode_data(family, ask.held.first(settings.held_out_most), size, inputs, device)
         return cls(family, teacher.unet, held, inputs.seed)
 
-    def scores(self, pipeline: StableDiffusionPipeline) -> dict[str, dict[str, Any]]:
+    def scores(self, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
         error = output_error(self.family, pipeline.unet, self.teacher, self.held, self.seed)
         return {"output_error": number(bootstrap_mean(error.by_picture.tolist()))}
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from decant.models.cost import macs, parameters
-from decant.models.families.sd1 import SD1
+from decant.models.families.of import family_of
 from decant.models.load import cast, load, save, stored_dtype, unet_config, with_unet
 from decant.models.surgery.bk import Student, bk, feature_pairs
 from decant.models.surgery.surgery import Surgery, build
@@ -27,6 +27,7 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
     The source may be a student that was cut before, and distilled: its map then leads on to the teacher.
     """
     pipeline = load(inputs.source)
+    family = family_of(pipeline)
     before = parameters(pipeline.unet)
     surgery = _to_teacher(
         bk(dict(pipeline.unet.config), pipeline.unet.state_dict(), settings.student), settings, inputs
@@ -36,10 +37,10 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
     after = parameters(unet)
     inputs.talk(f"{settings.student}: {before:,} -> {after:,} parameters")
     return {
-        "family": "sd1",
+        "family": family.name,
         "student": settings.student,
         "surgery_map": surgery.surgery_map.to_json(),
-        "figures": figures_of(unet, SD1.of(pipeline).tokens),
+        "figures": figures_of(unet, family.tokens),
         **inherited(inputs.source),
     }
 

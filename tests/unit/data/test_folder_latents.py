@@ -12,7 +12,7 @@ from torch import Tensor
 from decant.data.batch import Batch
 from decant.data.folder import Captioned, read_folder
 from decant.data.latents import Cache, Latents, encode_all
-from decant.data.picture import picture
+from decant.data.picture import Frame, picture
 from decant.errors import UserError
 
 _WORDS = ("red", "green", "red", "blue", "green", "red", "white")
@@ -38,6 +38,9 @@ class _Encoder:
 
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: torch.zeros_like(value) for key, value in condition.items()}
+
+    def framing(self, frames: Sequence[Frame]) -> dict[str, Tensor]:
+        return {}
 
     def made_by(self) -> dict[str, str]:
         return self.said

@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "index is a list": (lambda d: (d / "model_index.json").write_text("[]"), "a JSON object"),
     "SDXL": (
         lambda d: edit(d / "model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "StableDiffusionXLPipeline",
+        "text_encoder_2",
     ),
     "transformer": (
         lambda d: edit(d / "model_index.json", unet=["diffusers", "SD3Transformer2DModel"]),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from decant.errors import UserError
 from decant.models.families.sd1_keys import ema_name, naming
-from decant.models.layout import COMPONENTS, check_config, check_layout, empty
+from decant.models.layout import SD, check_config, check_layout, empty
 from decant.models.load import fingerprint, load, save, stored_dtype, unet_config
 from decant.models.single_file import shipped_layout, write_single_file
 
@@ -45,13 +45,13 @@ def rewrite(file: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def same_weights(a: StableDiffusionPipeline, b: StableDiffusionPipeline) -> bool:
-    pairs = ((dict(getattr(p, part.name).state_dict()) for p in (a, b)) for part in COMPONENTS)
+    pairs = ((dict(getattr(p, part.name).state_dict()) for p in (a, b)) for part in SD.components)
     return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x) for x, y in pairs)
 
 
 def full_size() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
     """(component, config, diffusers name -> name in one file) of Stable Diffusion 1.5."""
-    for part in COMPONENTS:
+    for part in SD.components:
         config = check_config(shipped_layout() / part.name, part)
         rename = naming(part.name, config)
         yield part.name, config, {name: rename(name) for name, _ in empty(part, config).named_parameters()}
@@ -259,7 +259,7 @@ def sparse_full_size(file: Path) -> dict[str, Tensor]:
     """SD 1.5 in fp16 as strangers publish it, 2.1 GB of zeros that take no disk, and one tensor of each network."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, config, names in full_size():
-        part = next(part for part in COMPONENTS if part.name == name)
+        part = next(part for part in SD.components if part.name == name)
         for own, parameter in empty(part, config).named_parameters():
             ones = (1, 1) if ".attn_1." in names[own] and parameter.ndim == 2 else ()
             shapes[names[own]] = (*parameter.shape, *ones)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import CLIPTextModel
 
 from decant.data.folder import read_folder
-from decant.models.families.sd1 import SD1
+from decant.models.families.of import family_of
 from decant.models.load import load
 from decant.recipe.runner import run_recipe
 from decant.recipe.schema import Recipe
@@ -74,7 +74,7 @@ def test_a_run_from_a_full_cache_never_runs_the_encoders_and_gives_the_same_weig
 
 def test_latents_do_not_depend_on_what_the_cache_held(data: Path, tmp_path: Path) -> None:
     """The scenes teacher's own networks: alone and in other company a picture has the same bits."""
-    family, device = SD1.of(load("scenes")), torch.device("cpu")
+    family, device = family_of(load("scenes")), torch.device("cpu")
     whole = read_folder(data)
 
     def encoded(cache: str, *sizes: int) -> Any:
@@ -91,12 +91,12 @@ def test_latents_do_not_depend_on_what_the_cache_held(data: Path, tmp_path: Path
 
 def test_what_made_the_rows_is_known_by_its_weights_and_words(tmp_path: Path) -> None:
     pipeline = load("scenes")
-    first = SD1.of(pipeline).made_by()
-    SD1.of(pipeline).condition(["a small red circle"])
-    assert SD1.of(load("scenes")).made_by() == SD1.of(pipeline).made_by() == first
+    first = family_of(pipeline).made_by()
+    family_of(pipeline).condition(["a small red circle"])
+    assert family_of(load("scenes")).made_by() == family_of(pipeline).made_by() == first
     with torch.no_grad():
         next(pipeline.vae.parameters()).view(-1)[0] += 1e-3
-    changed = SD1.of(pipeline).made_by()
+    changed = family_of(pipeline).made_by()
     assert changed["pictures"] != first["pictures"] and changed["captions"] == first["captions"]
     pipeline.tokenizer.model_max_length = 16
-    assert SD1.of(pipeline).made_by()["captions"] != first["captions"]
+    assert family_of(pipeline).made_by()["captions"] != first["captions"]

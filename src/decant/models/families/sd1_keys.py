@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-Part = Literal["unet", "vae", "text_encoder"]
+Part = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
 PREFIXES: dict[Part, str] = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.text_model.",
+    "text_encoder_2": "conditioner.embedders.1.model.",
 }
 
 _UNET_ENDS = {
@@ -45,7 +46,7 @@ def naming(part: Part, config: Mapping[str, Any]) -> Callable[[str], str]:
             return lambda name: prefix + _unet(name, config)
         case "vae":
             return lambda name: prefix + _vae(name, len(config["block_out_channels"]))
-        case "text_encoder":
+        case "text_encoder" | "text_encoder_2":
             return lambda name: prefix + name.removeprefix("text_model.")
 
 

@@ -1,0 +1,26 @@
+"""The one door from a pipeline to its family."""
+
+from typing import assert_never
+
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+
+from decant.models.families.family import Family
+from decant.models.families.sd1 import SD1
+from decant.models.families.sdxl import SDXL
+from decant.models.layout import Pipeline
+
+
+def family_of(pipeline: Pipeline) -> Family:
+    """The adapter of a pipeline that `load` opened.
+
+    Raises:
+        UserError: when its scheduler is of a kind that the family is not trained with.
+    """
+    match pipeline:
+        case StableDiffusionPipeline():
+            return SD1.of(pipeline)
+        case StableDiffusionXLPipeline():
+            return SDXL.of(pipeline)
+        case _:
+            assert_never(pipeline)
