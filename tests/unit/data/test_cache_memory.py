@@ -83,6 +83,8 @@ class Slow:
         return {"words": torch.tensor([[float(len(caption))] for caption in captions])}
     def null(self, condition):
         return {"words": condition["words"] * 0}
+    def framing(self, frames):
+        return {}
     def made_by(self):
         return {"pictures": "1", "captions": "1"}
 
