@@ -19,10 +19,10 @@ _MB = 10**6
 _JSON_BYTES = 4 * _MB
 _HEADER_BYTES = 16 * _MB
 _DTYPES = ("F16", "BF16", "F32", "F64")
-# Buffers that older tools saved beside the weights; integers, and always 0, 1, 2, ...
-_BUFFER = "position_ids"
+# Buffers that older tools saved beside the weights, some as integers: positions 0, 1, 2, ..., counts of training steps.
+_BUFFERS = ("position_ids", "model_ema.num_updates", "global_step")
 # Tensors that may be integers: those buffers, and a LoRA's alphas.
-_INTEGERS = (_BUFFER, ".alpha")
+_INTEGERS = (*_BUFFERS, ".alpha")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Header:
     @property
     def numbers(self) -> int:
         """How many numbers the weights are, buffers left out."""
-        return sum(_product(shape) for name, shape in self.shapes.items() if not name.endswith(_BUFFER))
+        return sum(_product(shape) for name, shape in self.shapes.items() if not name.endswith(_BUFFERS))
 
 
 def read_header(file: Path) -> Header:

@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from decant.errors import UserError, refuse
-from decant.models.families.sd1_keys import Part
+from decant.models.families.keys import Part
 from decant.models.families.unet import pooled_width
 from decant.models.guard import check_inside, first_line, read_json
 

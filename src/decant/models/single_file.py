@@ -1,17 +1,19 @@
-"""One `.safetensors` file of Stable Diffusion 1.x, as people download it: recognised, opened offline, and written.
+"""One `.safetensors` file of Stable Diffusion 1.x, 2.x or SDXL, as people download it: recognised, opened offline,
+and written.
 
-Such a file holds weights alone. The configs and the tokenizer of the published layout ship in `sd1_layout`; a file
-that decant writes for another size carries its own in its metadata.
+Such a file holds weights alone. The configs of the published layouts and the tokenizer of CLIP ship in `families`; a
+file that decant writes carries its own in its metadata.
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -19,40 +21,50 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from decant.errors import UserError, refuse
-from decant.models.families.sd1_keys import PREFIXES, ema_name, is_vae_attention, naming
-from decant.models.guard import Header, read_header
+from decant.models.families.family import Name
+from decant.models.families.keys import Part, Place, ema_name, is_vae_attention, naming, prefixes, unread
+from decant.models.families.sd1 import sd_name
+from decant.models.file_prediction import FilePrediction, prediction_of
+from decant.models.guard import Header, read_header, read_json
 from decant.models.layout import (
+    INDEX,
     SD,
+    SDXL,
     Component,
+    Layout,
     Pipeline,
     as_refusal,
+    check_class,
     check_config,
     check_layout,
     empty,
+    kind_of,
+    networks,
     quiet,
     tidy_configs,
 )
 
-ALLOWED = "one .safetensors file of Stable Diffusion 1.x: UNet, VAE and text encoder together"
+ALLOWED = "one .safetensors file of Stable Diffusion 1.x, 2.x or SDXL: UNet, VAE and text encoders together"
+_SHIPPED = Path(str(files("decant.models.families")))
+_CLIP = _SHIPPED / "sd1_layout" / "tokenizer"
+_TITLES: dict[Name, str] = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 _METADATA = "decant.layout"
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 _LAYOUT_FILES = (
-    "model_index.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
+    INDEX,
+    *(f"{part.name}/config.json" for part in SDXL.components),
     "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
+    *(
+        f"{folder}/{name}"
+        for folder in SDXL.tokenizers
+        for name in (*_VOCABULARY, "tokenizer_config.json", "special_tokens_map.json")
+    ),
 )
-# What says of which kind a file is, by the start or a part of one of its names; the first that fits counts.
-_KINDS = (
-    ("conditioner.embedders.1.", "SDXL"),
-    ("conditioner.embedders.0.", "the SDXL refiner"),
-    ("model.diffusion_model.label_emb.", "SDXL"),
-    ("cond_stage_model.model.", "Stable Diffusion 2.x"),
+# What says that a file is of another kind, by a part of one of its names; the first that fits counts.
+_OTHERS = (
+    ("conditioner.embedders.0.model.", "the SDXL refiner"),
+    ("edm_mean", "Playground v2.5, trained with EDM's noise"),
+    ("edm_vpred.", "of CosXL, trained with EDM's noise"),
     ("joint_blocks.", "Stable Diffusion 3"),
     ("double_blocks.", "Flux"),
     ("single_blocks.", "Flux"),
@@ -69,7 +81,7 @@ _PIECES = (
 
 
 def check_kind(file: Path) -> Header:
-    """The header of a file that may be a whole Stable Diffusion 1.x model.
+    """The header of a file that may be a whole model.
 
     Raises:
         UserError: it is a pickle, is damaged, or is of another kind; the message names the kind.
@@ -91,156 +103,226 @@ def check_kind(file: Path) -> Header:
     return header
 
 
-def open_parts(header: Header, layout: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """UNet, VAE and text encoder of one file, every tensor of them from it, in evaluation mode on the CPU.
+def open_parts(header: Header, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The networks of one file, every tensor of them from it, in evaluation mode on the CPU.
 
-    Names and shapes are compared with the layout's networks before a tensor is read.
+    Names and shapes are compared with the networks of the layout in ``folder`` before a tensor is read.
     """
-    plans = [(part, *_plan(header, layout, part)) for part in SD.components]
-    _check_strangers(header, {name for _, _, sources in plans for name in sources.values()})
+    layout, kind = check_class(folder / INDEX)[1], _kind(header)
+    _check_told(header, layout, kind)
+    plans = [_plan(header, kind, folder, part) for part in layout.components]
+    _check_strangers(header, kind, plans)
     models: dict[str, nn.Module] = {}
     with safe_open(header.file, framework="pt") as weights:
-        for part, model, sources in plans:
+        for plan in plans:
             state = {
-                name: _read(weights.get_tensor(source), model.get_parameter(name).shape, dtype)
-                for name, source in sources.items()
+                name: _read(weights.get_tensor(source.name), source, plan.model.get_parameter(name).shape, dtype)
+                for name, source in plan.sources.items()
             }
-            model.load_state_dict(state, assign=True)
-            models[part.name] = model.eval()
+            plan.model.load_state_dict(state, assign=True)
+            models[plan.part.name] = plan.model.eval()
     return models
 
 
 @contextmanager
 def layout_of(header: Header) -> Iterator[Path]:
-    """A folder with the configs, tokenizer and scheduler of a file: what it carries itself, or what ships."""
+    """A folder with the configs, tokenizers and scheduler of a file: what it carries itself, or what ships."""
     carried = header.metadata.get(_METADATA)
     if carried is None:
-        yield shipped_layout()
+        kind = _kind(header)
+        with shipped_layout(kind, prediction_of(header, kind)) as folder:
+            yield folder
         return
     with tempfile.TemporaryDirectory(prefix="decant-layout-") as name:
-        folder = Path(name)
-        _unpack(carried, folder, header.file)
-        check_layout(folder)
+        _unpack(carried, Path(name), header.file)
+        check_layout(Path(name))
+        yield Path(name)
+
+
+@contextmanager
+def shipped_layout(kind: Name, said: FilePrediction | None = None) -> Iterator[Path]:
+    """The configs, tokenizers and scheduler of the published models of a kind: a pipeline folder without weights.
+
+    Of SD 2.x those of the 512 px models, or with v-prediction those of the 768 px ones.
+    """
+    with tempfile.TemporaryDirectory(prefix="decant-layout-") as name:
+        folder = Path(name) / "layout"
+        shutil.copytree(_SHIPPED / f"{kind}_layout", folder)
+        _fill_tokenizers(folder)
+        if said is not None and (said.prediction, said.zero_snr) != ("epsilon", False):
+            _set_prediction(folder, kind, said)
         yield folder
 
 
-def shipped_layout() -> Path:
-    """The configs, tokenizer and scheduler of Stable Diffusion 1.5: a pipeline folder without weights."""
-    return Path(str(files("decant.models.families").joinpath("sd1_layout")))
-
-
 def write_single_file(pipeline: Pipeline, file: Path) -> None:
-    """Write a pipeline of Stable Diffusion 1.x layout as one file, in the dtypes that it has; whole or not at all.
+    """Write a pipeline of a published layout as one file, in the dtypes that it has; whole or not at all.
 
     Raises:
         UserError: the UNet is of another layout, such as a student's with removed blocks.
     """
-    _check_regular(dict(pipeline.unet.config))
-    tensors: dict[str, Tensor] = {}
-    for part in SD.components:
-        network = getattr(pipeline, part.name)
-        rename = naming(part.name, _config_of(network))
+    kind: Name = "sdxl" if kind_of(pipeline) is SDXL else sd_name(pipeline.unet.config)
+    _check_regular(dict(pipeline.unet.config), kind)
+    placed: dict[str, dict[int | None, Tensor]] = {}
+    for part, network in networks(pipeline).items():
+        place_of = naming(kind, cast(Part, part), _config_of(network))
         for name, tensor in network.named_parameters():
-            tensors[rename(name)] = _as_stored(name, tensor.detach())
+            place = place_of(name)
+            placed.setdefault(place.name, {})[place.third] = _as_stored(name, place, tensor.detach())
+    tensors = {name: _joined(parts) for name, parts in placed.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(file.name + ".tmp")
-    save_file(tensors, temporary, metadata={"format": "pt", _METADATA: _carried(pipeline)})
+    metadata = {"format": "pt", _METADATA: _carried(pipeline)}
+    save_file(tensors | _marks(pipeline), temporary, metadata=metadata)
     temporary.replace(file)
 
 
-def _other_kind(header: Header) -> tuple[str, str] | None:
-    """(what a file is, what to do), where it is not a whole SD 1.x text-to-image model."""
+def _kind(header: Header) -> Name:
+    """The kind that a file's names speak of."""
     names = header.shapes
-    for mark, kind in _KINDS:
+    if any(name.startswith(("conditioner.embedders.", "model.diffusion_model.label_emb.")) for name in names):
+        return "sdxl"
+    if any(name.startswith("cond_stage_model.model.") for name in names):
+        return "sd2"
+    return "sd1"
+
+
+def _other_kind(header: Header) -> tuple[str, str] | None:
+    """(what a file is, what to do), where it is not a whole text-to-image model of a known kind."""
+    names = header.shapes
+    for mark, other in _OTHERS:
         if any(mark in name for name in names):
-            return f"it is {kind}", "not yet: this version opens Stable Diffusion 1.x as one file"
-    unet = PREFIXES["unet"]
-    inside = any(name.startswith((unet, "model_ema.")) for name in names)
+            return f"it is {other}", "not yet: this version opens Stable Diffusion 1.x, 2.x and SDXL as one file"
+    inside = any(name.startswith(("model.diffusion_model.", "model_ema.")) for name in names)
     if not inside:
         for mark, piece in _PIECES:
             if any(name.startswith(mark) or (mark[0] == "." and mark in name) for name in names):
                 return f"it is {piece}", "give the file of the whole model, of which this is a part or an addition"
         return f"no tensor of a UNet ({', '.join(list(names)[:3])[:120]})", "is this the right file?"
-    return _other_unet(names)
-
-
-def _other_unet(names: Mapping[str, tuple[int, ...]]) -> tuple[str, str] | None:
-    first = PREFIXES["unet"] + "input_blocks.0.0.weight"
+    first = "model.diffusion_model.input_blocks.0.0.weight"
     shape = names.get(first) or names.get(ema_name(first)) or ()
     channels = shape[1] if len(shape) == 4 else 4
-    if channels == 9:
-        return "it is an inpainting model: its UNet takes 9 channels", "give a text-to-image model of 4 channels"
-    if channels == 8:
-        return "its UNet takes 8 channels, as InstructPix2Pix and MuseTalk do", "give a text-to-image model of 4"
-    text = names.get(PREFIXES["unet"] + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ())
-    if len(text) == 2 and text[1] == 1024:
-        return "it is Stable Diffusion 2.x", "not yet: this version opens Stable Diffusion 1.x as one file"
-    if len(text) == 2 and text[1] == 2048:
-        return "it is SDXL", "not yet: this version opens Stable Diffusion 1.x as one file"
-    for part in SD.components[1:]:
-        if not any(name.startswith(PREFIXES[part.name].removesuffix("text_model.")) for name in names):
-            return f"it has no {part.name.replace('_', ' ')}", "take the file that holds the whole model"
+    if channels in _CHANNELS:
+        return _CHANNELS[channels], "give a text-to-image model, whose UNet takes 4 channels"
+    for part, prefix in prefixes(_kind(header)).items():
+        if part != "unet" and not any(name.startswith(prefix.removesuffix("text_model.")) for name in names):
+            return f"it has no {part.replace('_', ' ')}", "take the file that holds the whole model"
     return None
 
 
-def _plan(header: Header, layout: Path, part: Component) -> tuple[nn.Module, dict[str, str]]:
-    """The empty network of a component, and for each of its parameters the tensor of the file that fills it."""
-    config = check_config(layout / part.name, part)
+_CHANNELS = {
+    5: "it is a depth-to-image model: its UNet takes 5 channels",
+    7: "it is an upscaler: its UNet takes 7 channels",
+    8: "its UNet takes 8 channels, as InstructPix2Pix and MuseTalk do",
+    9: "it is an inpainting model: its UNet takes 9 channels",
+}
+
+
+def _check_told(header: Header, layout: Layout, kind: Name) -> None:
+    """Refuse a file whose own layout is of another kind than its tensors."""
+    if layout is not (SDXL if kind == "sdxl" else SD):
+        raise refuse(
+            f"model {header.file}",
+            f"its metadata says {layout.pipeline.__name__}, its tensors {_TITLES[kind]}",
+            allowed="the layout as decant wrote it",
+            hint="copy it again",
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A component of a file: the empty network, and for each of its parameters the tensor that fills it."""
+
+    part: Component
+    model: nn.Module
+    sources: dict[str, Place]
+    unread: tuple[str, ...]
+
+
+def _plan(header: Header, kind: Name, folder: Path, part: Component) -> _Plan:
+    config = check_config(folder / part.name, part)
     with as_refusal(header.file, f"the layout of a {part.kind.__name__}", "the layout in its metadata is damaged"):
         model = empty(part, config)
-        rename = naming(part.name, config)
-        wanted = {name: rename(name) for name, _ in model.named_parameters()}
-    wanted = {name: _present(header, source) for name, source in wanted.items()}
-    lost = [source for source in wanted.values() if source not in header.shapes]
+        place_of = naming(kind, part.name, config)
+        wanted = {name: place_of(name) for name, _ in model.named_parameters()}
+        extra = unread(kind, part.name, config)
+    sources = {name: replace(place, name=_present(header, place.name)) for name, place in wanted.items()}
+    lost = [place.name for place in sources.values() if place.name not in header.shapes]
     if lost:
-        raise _unfit(header, part, f"{len(lost)} of its tensors are missing, such as {lost[0]}")
-    for name, source in wanted.items():
-        need, have = tuple(model.get_parameter(name).shape), header.shapes[source]
+        raise _unfit(header, kind, part, f"{len(lost)} of its tensors are missing, such as {lost[0]}")
+    for name, place in sources.items():
+        need, have = _stored_shape(place, tuple(model.get_parameter(name).shape)), header.shapes[place.name]
         if have != need and not (is_vae_attention(name) and have == (*need, 1, 1)):
-            raise _unfit(header, part, f"{source} is {list(have)}, and SD 1.x has {list(need)}")
-    return model, wanted
+            raise _unfit(header, kind, part, f"{place.name} is {list(have)}, and {_TITLES[kind]} has {list(need)}")
+    return _Plan(part, model, sources, extra)
+
+
+def _stored_shape(place: Place, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in one file of a parameter of a shape."""
+    if place.turned:
+        return shape[::-1]
+    return shape if place.third is None else (3 * shape[0], *shape[1:])
 
 
 def _present(header: Header, name: str) -> str:
     """The name under which a file has a tensor: its own, that of older text encoders, or of the average alone."""
     if name in header.shapes:
         return name
-    if name.startswith(PREFIXES["text_encoder"]):
-        older = name.replace(".transformer.text_model.", ".transformer.")
-        return older if older in header.shapes else name
-    return ema_name(name) if ema_name(name) in header.shapes else name
+    older = name.replace(".transformer.text_model.", ".transformer.")
+    return next((other for other in (older, ema_name(name)) if other in header.shapes), name)
 
 
-def _check_strangers(header: Header, used: set[str]) -> None:
-    """Refuse tensors of the three networks that the layout has no place for: nothing is dropped in silence."""
-    for part in SD.components:
-        prefix = PREFIXES[part.name].removesuffix("text_model.")
+def _check_strangers(header: Header, kind: Name, plans: Sequence[_Plan]) -> None:
+    """Refuse tensors of the networks that the layout has no place for: nothing is dropped in silence."""
+    used = {place.name for plan in plans for place in plan.sources.values()}
+    for plan in plans:
+        prefix = prefixes(kind)[plan.part.name].removesuffix("text_model.")
         for name in header.shapes:
-            if name.startswith(prefix) and name not in used and not _ignored(name):
-                raise _unfit(header, part, f"{name[:120]} is not in SD 1.x")
+            known = name in used or name.startswith((*_IGNORED, *plan.unread)) or name.endswith("position_ids")
+            if name.startswith(prefix) and not known:
+                raise _unfit(header, kind, plan.part, f"{name[:120]} is not in {_TITLES[kind]}")
 
 
-def _ignored(name: str) -> bool:
-    """Buffers and what only training had: the loss of the VAE, averages beside the weights."""
-    return name.endswith("position_ids") or name.startswith(("first_stage_model.loss.", "first_stage_model.model_ema."))
+# What only training had: the loss of the VAE, averages beside the weights.
+_IGNORED = ("first_stage_model.loss.", "first_stage_model.model_ema.")
 
 
-def _unfit(header: Header, part: Component, why: str) -> UserError:
+def _unfit(header: Header, kind: Name, part: Component, why: str) -> UserError:
     return refuse(
         f"model {header.file}, {part.name.replace('_', ' ')}",
         why,
-        allowed="the tensors of Stable Diffusion 1.x, every one",
+        allowed=f"the tensors of {_TITLES[kind]}, every one",
         hint="it is a model of another layout, pruned by other means, or an incomplete copy",
     )
 
 
-def _read(tensor: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _read(tensor: Tensor, place: Place, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A tensor of its own memory: one that lies in the mapped file would change with it."""
+    if place.turned:
+        tensor = tensor.T
+    if place.third is not None:
+        tensor = tensor.chunk(3)[place.third]
     return tensor.reshape(shape).to(dtype, copy=True).contiguous()
 
 
-def _as_stored(name: str, tensor: Tensor) -> Tensor:
+def _as_stored(name: str, place: Place, tensor: Tensor) -> Tensor:
+    if place.turned:
+        tensor = tensor.T
     return (tensor[:, :, None, None] if is_vae_attention(name) and tensor.ndim == 2 else tensor).contiguous()
+
+
+def _joined(parts: Mapping[int | None, Tensor]) -> Tensor:
+    """A tensor of one file from the thirds of its rows, or as it is."""
+    return parts[None] if None in parts else torch.cat([parts[third] for third in (0, 1, 2)])
+
+
+def _marks(pipeline: Pipeline) -> dict[str, Tensor]:
+    """Empty tensors that tell other tools what nothing else in a file does: v-prediction, zero terminal SNR."""
+    config = pipeline.scheduler.config
+    said = {
+        "v_pred": config.get("prediction_type") == "v_prediction",
+        "ztsnr": bool(config.get("rescale_betas_zero_snr")),
+    }
+    return {name: torch.zeros(0) for name, true in said.items() if true}
 
 
 def _config_of(network: nn.Module) -> dict[str, Any]:
@@ -248,36 +330,46 @@ def _config_of(network: nn.Module) -> dict[str, Any]:
     return dict(config) if isinstance(config, dict) else config.to_dict()
 
 
-def _check_regular(config: dict[str, Any]) -> None:
-    layers, levels = config["layers_per_block"], len(config["block_out_channels"])
-    if layers != 2 or levels != 4 or config["mid_block_type"] is None or config["use_linear_projection"]:
-        raise refuse(
-            "model",
-            f"a UNet of {levels} levels with {layers} layers each",
-            allowed="the layout of SD 1.x: four levels, two layers each, a middle block, projections by convolution",
-            hint="students with removed blocks cannot be written as one file yet; diffusers opens their folder",
-        )
+_STRUCTURE = ("layers_per_block", "mid_block_type", "down_block_types", "up_block_types", "use_linear_projection")
+
+
+def _check_regular(config: Mapping[str, Any], kind: Name) -> None:
+    """Refuse a UNet of other blocks than the published one of its kind; widths and depths may differ."""
+    published = read_json(_SHIPPED / f"{kind}_layout" / "unet" / "config.json")
+    for key in _STRUCTURE:
+        own = list(config[key]) if isinstance(config[key], tuple) else config[key]
+        if own != published[key]:
+            raise refuse(
+                f"model, unet.{key}",
+                own,
+                allowed=f"{published[key]}, as {_TITLES[kind]} has it",
+                hint="students with removed blocks cannot be written as one file yet; diffusers opens their folder",
+            )
 
 
 def _carried(pipeline: Pipeline) -> str:
-    """Configs and scheduler as one JSON text, and the tokenizer where it is not CLIP's own."""
+    """Configs and scheduler as one JSON text, and of the tokenizers what is not CLIP's own vocabulary."""
     with tempfile.TemporaryDirectory(prefix="decant-layout-") as name, quiet():
         folder = Path(name)
         pipeline.save_config(folder)
-        for part in SD.components:
-            network = getattr(pipeline, part.name)
-            save = network.config.save_pretrained if part.name == "text_encoder" else network.save_config
-            save(folder / part.name)
+        for part in networks(pipeline):
+            network: Any = getattr(pipeline, part)
+            save = network.config.save_pretrained if part.startswith("text_encoder") else network.save_config
+            save(folder / part)
         pipeline.scheduler.save_pretrained(folder / "scheduler")
         tidy_configs(folder)
-        if pipeline.tokenizer.get_vocab() != _clip_vocabulary():
-            pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+        for part in kind_of(pipeline).tokenizers:
+            tokenizer = getattr(pipeline, part)
+            tokenizer.save_pretrained(folder / part)
+            if tokenizer.get_vocab() == _clip_vocabulary():
+                for vocabulary in _VOCABULARY:
+                    (folder / part / vocabulary).unlink(missing_ok=True)
         held = [name for name in _LAYOUT_FILES if (folder / name).is_file()]
         return json.dumps({name: (folder / name).read_text(encoding="utf-8") for name in held})
 
 
 def _clip_vocabulary() -> dict[str, int]:
-    return json.loads((shipped_layout() / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    return json.loads((_CLIP / "vocab.json").read_text(encoding="utf-8"))
 
 
 def _unpack(carried: str, folder: Path, file: Path) -> None:
@@ -288,9 +380,39 @@ def _unpack(carried: str, folder: Path, file: Path) -> None:
         for name, text in texts.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-        if not (folder / "tokenizer").is_dir():
-            shutil.copytree(shipped_layout() / "tokenizer", folder / "tokenizer")
     except (ValueError, TypeError, RecursionError) as error:
         raise refuse(
             f"model {file}", "its metadata is damaged", allowed="the layout as decant wrote it", hint="copy it again"
         ) from error
+    if (folder / INDEX).is_file():
+        _fill_tokenizers(folder)
+
+
+def _fill_tokenizers(folder: Path) -> None:
+    """Give every tokenizer of a layout that has no vocabulary of its own that of CLIP, which ships once."""
+    for name in check_class(folder / INDEX)[1].tokenizers:
+        where = folder / name
+        if not any((where / file).is_file() for file in _VOCABULARY):
+            where.mkdir(exist_ok=True)
+            for file in _CLIP.iterdir():
+                if not (where / file.name).exists():
+                    shutil.copyfile(file, where / file.name)
+
+
+def _set_prediction(folder: Path, kind: Name, said: FilePrediction) -> None:
+    """Make a shipped layout one of another prediction."""
+    changes: dict[str, Any] = {"prediction_type": said.prediction}
+    index = read_json(folder / INDEX)
+    if said.zero_snr:
+        # PNDM knows no such schedule, and the first step must be the last noise level.
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if index["scheduler"][1] == "PNDMScheduler":
+            _edit(folder / INDEX, scheduler=["diffusers", "DDIMScheduler"])
+            changes["_class_name"] = "DDIMScheduler"
+    _edit(folder / "scheduler" / "scheduler_config.json", **changes)
+    if kind == "sd2":
+        _edit(folder / "unet" / "config.json", sample_size=96, upcast_attention=True)
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**read_json(file), **changes}, indent=2) + "\n", encoding="utf-8")

@@ -1,42 +1,35 @@
 """Pipelines of well-known architectures at full size with random weights: enough to time, not to draw."""
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig
 
+from decant.models.families.family import Name
 from decant.models.guard import read_json
-from decant.models.layout import Pipeline, assemble
-from decant.models.load import architecture
+from decant.models.layout import INDEX, Component, Pipeline, assemble, check_class
 from decant.models.single_file import shipped_layout
 
-TextToImage = Literal["sd15", "sd21"]
-# OpenCLIP ViT-H/14's text model without its last layer, where it differs from CLIP ViT-L/14's.
-_SD21_TEXT = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-}
+TextToImage = Literal["sd15", "sd21", "sdxl"]
+_KINDS: dict[TextToImage, Name] = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 
 
 def untrained(name: TextToImage, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """Text encoder, UNet and autoencoder of ``sd15`` or ``sd21`` on the CPU, their weights as before training."""
-    layout = shipped_layout()
-    text: dict[str, Any] = read_json(layout / "text_encoder" / "config.json")
-    text |= _SD21_TEXT if name == "sd21" else {}
+    """Text encoders, UNet and autoencoder of a well-known architecture on the CPU, their weights as before training."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        parts: dict[str, nn.Module] = {
-            "unet": UNet2DConditionModel.from_config(architecture(name)),
-            "vae": AutoencoderKL.from_config(read_json(layout / "vae" / "config.json")),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
-        }
+        with shipped_layout(_KINDS[name]) as folder:
+            parts = check_class(folder / INDEX)[1].components
+            return assemble(folder, {part.name: _new(folder / part.name, part, dtype) for part in parts})
     finally:
         torch.set_default_dtype(before)
-    return assemble(layout, {part: nn.Module.to(net, dtype=dtype).eval() for part, net in parts.items()})
+
+
+def _new(where: Path, part: Component, dtype: torch.dtype) -> nn.Module:
+    config = read_json(where / "config.json")
+    text = part.name.startswith("text_encoder")
+    network: nn.Module = part.kind(CLIPTextConfig(**config)) if text else part.kind.from_config(config)
+    return nn.Module.to(network, dtype=dtype).eval()

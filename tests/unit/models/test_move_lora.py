@@ -22,7 +22,7 @@ from torch import Tensor
 
 from decant.cli.main import main
 from decant.errors import UserError
-from decant.models.families.sd1_keys import naming
+from decant.models.families.keys import naming
 from decant.models.load import save, with_unet
 from decant.models.move.lora import Layer, move_lora
 from decant.models.move.lora_keys import module_of, read_lora, to_kohya, to_peft
@@ -135,12 +135,12 @@ def _processor(name: str) -> str:
 def _ldm(kohya: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same under the names of one file, by the table that writes those."""
     to_ldm = naming(
-        "unet", {**UNET, "layers_per_block": 2, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
+        "sd1", "unet", {**UNET, "layers_per_block": 2, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
     )
     modules = {name.rpartition(".")[0] for name in skeleton(UNET).state_dict()}
     names = {}
     for module in modules:
-        ldm = to_ldm(f"{module}.weight").removeprefix("model.diffusion_model.").removesuffix(".weight")
+        ldm = to_ldm(f"{module}.weight").name.removeprefix("model.diffusion_model.").removesuffix(".weight")
         names["lora_unet_" + module.replace(".", "_")] = "lora_unet_" + ldm.replace(".", "_")
     return {names[key.split(".")[0]] + "." + key.split(".", 1)[1]: tensor for key, tensor in kohya.items()}
 
