@@ -8,7 +8,7 @@ network's blind spots.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from skimage.color import rgb2lab
 
 from decant.errors import refuse
 from decant.scenes.captions import parse
-from decant.scenes.render import BACKGROUND_RGB, COLOUR_RGB, RADIUS_PX, SIDE, coverage
-from decant.scenes.world import BACKGROUNDS, COLOURS, SHAPES, Background, Relation, Scene, Shape, Size, Thing
+from decant.scenes.render import BACKGROUND_RGB, COLOUR_RGB, RADIUS_PX, SIDE, Palette, coverage
+from decant.scenes.world import BACKGROUNDS, SHAPES, Background, Colour, Relation, Scene, Shape, Size, Thing
 
 Array = NDArray[np.float64]
 Attribute = Literal["count", "background", "shape", "colour", "size", "relation"]
@@ -73,11 +73,10 @@ def _lab(rgb: Array) -> Array:
     return rgb2lab(rgb / 255.0)
 
 
-@lru_cache(maxsize=1)
-def _palette() -> tuple[Array, Array]:
-    colours = np.array([[COLOUR_RGB[c] for c in COLOURS]], dtype=np.float64)
-    grounds = np.array([[BACKGROUND_RGB[g] for g in BACKGROUNDS]], dtype=np.float64)
-    return _lab(colours)[0], _lab(grounds)[0]
+@lru_cache(maxsize=8)
+def _labs(rgb: tuple[tuple[int, int, int], ...]) -> Array:
+    """Colours (n, 3) in Lab."""
+    return _lab(np.array([rgb], dtype=np.float64))[0]
 
 
 def _background(rgb: Array) -> tuple[Background, Array] | None:
@@ -90,7 +89,7 @@ def _background(rgb: Array) -> tuple[Background, Array] | None:
     away = np.linalg.norm(_lab(pixels[None])[0] - lab, axis=1)
     if np.mean(away < _BORDER_SPREAD_LAB) < _BORDER_AGREES:
         return None
-    distance = np.linalg.norm(_palette()[1] - lab, axis=1)
+    distance = np.linalg.norm(_labs(tuple(BACKGROUND_RGB[ground] for ground in BACKGROUNDS)) - lab, axis=1)
     nearest = int(distance.argmin())
     return (BACKGROUNDS[nearest], middle) if distance[nearest] < _BACKGROUND_LAB else None
 
@@ -141,11 +140,11 @@ def _soft_mask(rgb: Array, region: NDArray[np.bool_], ground: Array, paint: Arra
     return np.where(near, np.where(alpha > 0.08, alpha, 0), 0)
 
 
-def _thing(rgb: Array, region: NDArray[np.bool_], ground: Array) -> Seen | None:
+def _thing(rgb: Array, region: NDArray[np.bool_], ground: Array, colours: Palette) -> Seen | None:
     depth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     core = region & (depth >= min(2.0, float(depth.max())))
     paint = np.median(rgb[core], axis=0)
-    distance = np.linalg.norm(_palette()[0] - _lab(paint[None, None])[0, 0], axis=1)
+    distance = np.linalg.norm(_labs(tuple(colours.values())) - _lab(paint[None, None])[0, 0], axis=1)
     alpha = _soft_mask(rgb, region, ground, paint)
     centred = _centred(alpha)
     fits = [_misfit(centred, shape) for shape in SHAPES]
@@ -155,11 +154,12 @@ def _thing(rgb: Array, region: NDArray[np.bool_], ground: Array) -> Seen | None:
     border = (RADIUS_PX["small"][1] + RADIUS_PX["large"][0]) / 2
     size: Size = "small" if fits[best][1] < border else "large"
     y, x = ndimage.center_of_mass(alpha)
-    return Seen(Thing(SHAPES[best], COLOURS[int(distance.argmin())], size), float(x), float(y))
+    colour = cast(Colour, list(colours)[int(distance.argmin())])
+    return Seen(Thing(SHAPES[best], colour, size), float(x), float(y))
 
 
-def read(picture: NDArray[np.uint8]) -> Reading:
-    """What a (64, 64, 3) uint8 picture shows.
+def read(picture: NDArray[np.uint8], colours: Palette = COLOUR_RGB) -> Reading:  # type: ignore[assignment]
+    """What a (64, 64, 3) uint8 picture shows; of ``colours`` the nearest is named, by the same thresholds for any.
 
     Raises:
         UserError: the picture has another shape.
@@ -175,7 +175,7 @@ def read(picture: NDArray[np.uint8]) -> Reading:
     differs = np.linalg.norm(_lab(smooth) - _lab(ground[None, None]), axis=-1) > _DIFFERS_LAB
     regions, n = ndimage.label(differs)
     masks = [regions == index for index in range(1, n + 1)]
-    things = [_thing(rgb, mask, ground) for mask in masks if mask.sum() >= _SPECK_PX]
+    things = [_thing(rgb, mask, ground, colours) for mask in masks if mask.sum() >= _SPECK_PX]
     seen = tuple(thing for thing in things if thing is not None)
     return Reading(name, seen, unclear=len(things) - len(seen))
 

@@ -1,6 +1,6 @@
 """Draw a scene: 64 x 64 pixels, anti-aliased by signed distance, a function of (scene, seed) alone."""
 
-from functools import lru_cache
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from decant.scenes.world import Background, Colour, Scene, Shape, Size
 
 SIDE = 64
+Palette = Mapping[str, tuple[int, int, int]]
 Array = NDArray[np.float64]
 
 COLOUR_RGB: dict[Colour, tuple[int, int, int]] = {
@@ -103,18 +104,21 @@ def _place(scene: Scene, random: np.random.Generator) -> list[tuple[float, float
     return places
 
 
-@lru_cache(maxsize=64)
-def _colour(name: Colour | Background) -> Array:
-    table = dict(COLOUR_RGB.items() | BACKGROUND_RGB.items())
-    return np.asarray(table[name], dtype=np.float64)
+def places(scene: Scene, seed: int) -> list[tuple[float, float]]:
+    """Where `render` puts the things of a scene, (x, y) in pixels."""
+    return _place(scene, np.random.default_rng([seed, 2]))
 
 
-def render(scene: Scene, seed: int) -> NDArray[np.uint8]:
-    """Draw the scene as (64, 64, 3) uint8; the seed decides places and exact radii."""
+def render(scene: Scene, seed: int, colours: Palette = COLOUR_RGB) -> NDArray[np.uint8]:  # type: ignore[assignment]
+    """Draw the scene as (64, 64, 3) uint8; the seed decides places and exact radii.
+
+    ``colours``: of things, by name; a measurement may know more of them than the world does.
+    """
     random = np.random.default_rng([seed, 2])
-    picture = np.broadcast_to(_colour(scene.background), (SIDE, SIDE, 3)).copy()
+    ground = np.asarray(BACKGROUND_RGB[scene.background], dtype=np.float64)
+    picture = np.broadcast_to(ground, (SIDE, SIDE, 3)).copy()
     for thing, centre in zip(scene.things, _place(scene, random), strict=True):
         radius = random.uniform(*RADIUS_PX[thing.size])
         mask = coverage(thing.shape, radius, centre)[..., None]
-        picture = picture * (1 - mask) + _colour(thing.colour) * mask
+        picture = picture * (1 - mask) + np.asarray(colours[thing.colour], dtype=np.float64) * mask
     return np.clip(np.round(picture), 0, 255).astype(np.uint8)
