@@ -25,6 +25,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from diffusers import ControlNetModel, StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 from decant.cli.main import main
 from decant.recipe.runner import resolve
@@ -77,6 +80,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "path" / "to").mkdir(parents=True)
     shutil.copytree(str(files("decant.scenes") / "teacher"), base / "path" / "to" / "teacher")
     draw_folder(base / "path" / "to" / "pictures", 50, "train")
+    _made_for_the_teacher(base / "path" / "to")
     for name in ("examples", "Makefile", "requirements.txt", "pyproject.toml"):
         (base / name).symlink_to(ROOT / name)
     programs = base / ".venv" / "bin"
@@ -86,6 +90,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (programs / "python").symlink_to(sys.executable)
     (programs / "activate").write_text(f"PATH={shlex.quote(str(programs))}:$PATH\n")
     return base
+
+
+def _made_for_the_teacher(where: Path) -> None:
+    """A LoRA and a ControlNet as diffusers writes them, untrained."""
+    pipeline = StableDiffusionPipeline.from_pretrained(where / "teacher")
+    ControlNetModel.from_unet(pipeline.unet).save_pretrained(where / "controlnet")
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(pipeline.unet)
+    StableDiffusionPipeline.save_lora_weights(where, layers, weight_name="lora.safetensors")
 
 
 @pytest.mark.slow
