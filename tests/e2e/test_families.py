@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from decant.cli.main import main
 from decant.data.folder import read_folder
 from decant.models.families.of import family_of
-from decant.models.load import load, save, with_unet
+from decant.models.layout import networks
+from decant.models.load import architecture, load, save, with_unet
+from decant.models.untrained import TextToImage, untrained
 from decant.scenes.folder import draw_folder
 from decant.stages.encode import encode_data
 from decant.stages.stage import Inputs
@@ -87,6 +89,18 @@ def test_sdxl_is_distilled(sdxl_saved: Path, student: Path, distilled: Path) -> 
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+def test_half_precision_and_recomputation_take_sdxl_too(
+    sdxl_saved: Path, student: Path, data: Path, tmp_path: Path
+) -> None:
+    fast = (*QUICK, "feature=0", "precision=bf16", "gradient_checkpointing=true", "teacher_guidance_scale=5")
+    words = [word for setting in fast for word in ("--set", setting)]
+    places = ["--student", student, "--data", data, "--out", tmp_path / "out"]
+    decant("distill", "--teacher", sdxl_saved, *places, *words)
+    before, after = load_file(student / UNET), load_file(tmp_path / "out" / UNET)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(weight.isfinite().all() for weight in after.values())
+
+
 def test_sizes_and_crop_belong_to_the_picture(sdxl_saved: Path, data: Path, tmp_path: Path) -> None:
     """Two pictures of one caption are told their own sizes, with the caption and without, cold and from the cache."""
     captioned = read_folder(data)
@@ -123,6 +137,30 @@ def test_sdxl_is_evaluated_drawn_timed_and_shown(
     shown = told(capsys, "show", distilled)
     assert shown["family"] == "sdxl" and shown["parts"].keys() == {"unet", "vae", "text_encoder", "text_encoder_2"}
     assert shown["record"]["family"] == "sdxl" and shown["prediction"] == "epsilon"
+
+
+def test_sdxl_as_one_file_is_a_teacher(
+    sdxl_saved: Path, student: Path, data: Path, distilled: Path, tmp_path: Path
+) -> None:
+    """The same run from one file gives the same student, to the bit."""
+    file, out = tmp_path / "teacher.safetensors", tmp_path / "student"
+    decant("export", sdxl_saved, "--out", file)
+    words = [word for setting in (*QUICK, "feature=0", "caption_dropout=0.3") for word in ("--set", setting)]
+    decant("distill", "--teacher", file, "--student", student, "--data", data, "--out", out, *words)
+    mine, theirs = load_file(out / UNET), load_file(distilled / UNET)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(("name", "parts"), [("sd15", 3), ("sd21", 3), ("sdxl", 4)])
+def test_untrained_networks_are_of_full_size(name: TextToImage, parts: int) -> None:
+    """On the meta device, which has the sizes and no memory."""
+    with torch.device("meta"):
+        pipeline = untrained(name, torch.bfloat16)
+    made = networks(pipeline)
+    assert len(made) == parts and {network.dtype for network in made.values()} == {torch.bfloat16}
+    assert dict(pipeline.unet.config).items() >= {k: v for k, v in architecture(name).items() if k[0] != "_"}.items()
+    family = family_of(pipeline)
+    assert (family.prediction, family.tokens) == ("epsilon", 77)
 
 
 def test_sdxl_at_full_size_is_counted(capsys: pytest.CaptureFixture[str]) -> None:

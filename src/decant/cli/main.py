@@ -82,7 +82,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
 
     Args:
         recipe: a preset's name (`decant recipes`) or a YAML file.
-        teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         out: where the run goes.
         data: a folder of pictures with captions.
         cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
@@ -136,7 +136,7 @@ def prune(
     """Cut a student out of a teacher.
 
     Args:
-        teacher: a pipeline folder, a .safetensors file, a hub id, `scenes`, or for --dry-run a name (`sd15`, `sd21`).
+        teacher: a pipeline folder, a .safetensors file, a hub id, `scenes`, or for --dry-run a name (`sd15`, `sd21`, `sdxl`).
         student: bk-base, bk-small or bk-tiny.
         out: the student's pipeline folder.
         dry_run: print what would come out, without loading weights.
@@ -174,7 +174,7 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
 
     Args:
         student: the student's pipeline folder.
-        teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         data: a folder of pictures with captions.
         out: the distilled student's pipeline folder.
         seed: of every draw.
@@ -209,7 +209,7 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
 
     Args:
         models: pipeline folders or hub ids; the teacher is always scored too.
-        teacher: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         out: a folder for report.json, report.html and pictures.
         data: a folder of pictures with captions; without it, captions of held-out scenes.
         images: captions, one picture each.
@@ -243,7 +243,7 @@ def generate(  # noqa: PLR0913 (the options of a picture)
     """Draw pictures.
 
     Args:
-        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        model: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         prompt: one or more.
         out: a folder for the pictures.
         steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25.
@@ -289,7 +289,7 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
     model on a CPU: --steps 1 --batch-size 0 --repeats 1.
 
     Args:
-        models: as `generate` takes them, or an architecture at full size with random weights (`sd15`, `sd21`).
+        models: as `generate` takes them, or an architecture at full size with random weights (`sd15`, `sd21`, `sdxl`).
         steps: of the sampler, for the whole picture.
         guidance_scale: 1 and below: without guidance.
         sampler: as `generate` has them.
@@ -324,7 +324,7 @@ def show(model: str, *, json: Json = False) -> None:
     """What a model is: family, parameters, MACs, and its record.
 
     Args:
-        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, `scenes`, or a name (`sd15`, `sd21`).
+        model: a pipeline folder, one .safetensors file, a hub id, `scenes`, or a name (`sd15`, `sd21`, `sdxl`).
     """
     from decant.stages.draw import describe, described
 
@@ -346,7 +346,7 @@ def export(model: str, *, out: Path, json: Json = False) -> None:
     """Write a model of Stable Diffusion 1.x layout as one .safetensors file, as people download them.
 
     Args:
-        model: a pipeline folder, one .safetensors file of SD 1.x, a hub id, or `scenes`.
+        model: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         out: the file, ending in .safetensors.
     """
     from decant.cli import work

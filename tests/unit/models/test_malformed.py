@@ -252,6 +252,18 @@ def loop_of_links(folder: Path) -> None:
     (folder / "vae/config.json").symlink_to("config.json")
 
 
+def forget(folder: Path, name: str) -> None:
+    """A component that model_index.json does not name, though its folder is there."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({key: value for key, value in index.items() if key != name}))
+
+
+def swap(folder: Path, a: str, b: str) -> None:
+    (folder / a).rename(folder / "between")
+    (folder / b).rename(folder / a)
+    (folder / "between").rename(folder / b)
+
+
 EVIL = {"auto_map": {"AutoModel": "evil.Evil"}, "trust_remote_code": True}
 FOLDERS: dict[str, Break] = {
     **{f"{file} {name}": with_header(change, file) for file in (UNET,) for name, change in HEADERS.items()},
@@ -323,6 +335,58 @@ CUTS = {
     for name in (*WEIGHTS, *JSONS)
     for share in (RANDOM.random() for _ in range(4))
 }
+# What SDXL has besides: a second text encoder, its tokenizer, and a network that is told sizes.
+TEXT_2 = "text_encoder_2/model.safetensors"
+CONFIG_2 = "text_encoder_2/config.json"
+VOCABULARY_2 = "tokenizer_2/tokenizer.json"
+JSONS_2 = (CONFIG_2, VOCABULARY_2, "tokenizer_2/tokenizer_config.json")
+TOLD = "unet/config.json"
+SDXL_FOLDERS: dict[str, Break] = {
+    **{f"{TEXT_2} {name}": with_header(change, TEXT_2) for name, change in HEADERS.items()},
+    **{f"{TEXT_2} {name}": retensored(TEXT_2, change) for name, change in TENSORS.items()},
+    **{f"no {name}": gone(name) for name in (CONFIG_2, TEXT_2, "text_encoder_2", "tokenizer_2", VOCABULARY_2)},
+    **{f"empty {name}": replaced(name, b"") for name in (*JSONS_2, TEXT_2)},
+    **{f"{name} nested deep": replaced(name, b'{"a":' * 100_000) for name in JSONS_2},
+    **{f"link of {name}": linked(name, "") for name in (TEXT_2, CONFIG_2, "tokenizer_2")},
+    **{f"{name} brings code": configured(name, **EVIL) for name in (CONFIG_2, JSONS_2[-1])},
+    "pickle for the second encoder": pickled(TEXT_2),
+    "link to a device": linked(CONFIG_2, "/dev/zero"),
+    "second encoder of another class": configured(CONFIG_2, _class_name="Evil", model_type="evil"),
+    "second encoder of a module": code("evil", text_encoder_2=["evil", "Evil"]),
+    "second encoder of another index": configured("model_index.json", text_encoder_2=["transformers", "CLIPModel"]),
+    "second encoder is null": configured("model_index.json", text_encoder_2=[None, None]),
+    "second encoder is absent": lambda folder: forget(folder, "text_encoder_2"),
+    "second tokenizer of a module": code("evil", tokenizer_2=["evil", "CLIPTokenizer"]),
+    "second tokenizer is absent": lambda folder: forget(folder, "tokenizer_2"),
+    "first tokenizer is gone": gone("tokenizer"),
+    "encoders swapped": lambda folder: swap(folder, "text_encoder", "text_encoder_2"),
+    "few words": configured(CONFIG_2, vocab_size=100),
+    "a billion words": configured(CONFIG_2, vocab_size=10**9),
+    "many words": configured(CONFIG_2, vocab_size=9 * 10**6),
+    "another width": configured(CONFIG_2, hidden_size=64),
+    "another projection": configured(CONFIG_2, projection_dim=64),
+    "a wide projection": configured(CONFIG_2, projection_dim=10**7),
+    "a projection of text": configured(CONFIG_2, projection_dim="24"),
+    "told nothing": configured(TOLD, addition_embed_type=None),
+    "told something else": configured(TOLD, addition_embed_type="image_hint"),
+    "told a list": configured(TOLD, addition_embed_type=["text_time"]),
+    "no sizes": configured(TOLD, addition_time_embed_dim=None),
+    "sizes of text": configured(TOLD, addition_time_embed_dim="8"),
+    "wide sizes": configured(TOLD, addition_time_embed_dim=10**6),
+    "no pooled text": configured(TOLD, projection_class_embeddings_input_dim=None),
+    "a wide pooled text": configured(TOLD, projection_class_embeddings_input_dim=10**7),
+    "depths for other levels": configured(TOLD, transformer_layers_per_block=[1, 2]),
+    "endless depths": configured(TOLD, transformer_layers_per_block=[1, 2, 10**6]),
+    "zeros are a list": configured("model_index.json", force_zeros_for_empty_prompt=[True]),
+    "zeros are code": configured("model_index.json", force_zeros_for_empty_prompt=["evil", "Evil"]),
+    "another kind": configured("model_index.json", _class_name="StableDiffusionPipeline"),
+    "the refiner": configured("model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline"),
+}
+SDXL_CUTS = {
+    f"{name} cut at {share:.4f}": truncated(name, share)
+    for name in (TEXT_2, *JSONS_2)
+    for share in (RANDOM.random() for _ in range(2))
+}
 FILE_CASES = {
     **{f"one file, {name}": with_header(change, "model.safetensors") for name, change in HEADERS.items()},
     **{f"one file cut at {s:.4f}": truncated("model.safetensors", s) for s in (RANDOM.random() for _ in range(8))},
@@ -333,7 +397,7 @@ FILE_CASES = {
 
 
 def test_there_are_more_than_a_hundred() -> None:
-    assert len(FOLDERS) + len(CUTS) + len(FILE_CASES) > 200
+    assert len(FOLDERS) + len(CUTS) + len(FILE_CASES) > 200 and len(SDXL_FOLDERS) + len(SDXL_CUTS) > 80
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +445,17 @@ def test_a_malformed_folder_is_refused(
     source = {**FOLDERS, **CUTS}[name](folder) or folder
     size = sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
     refused(source, mark_of(folder), capsys)
+    assert peak() < 2 * size + SLACK_MB
+
+
+@linux
+@pytest.mark.parametrize("name", [*SDXL_FOLDERS, *SDXL_CUTS])
+def test_a_malformed_folder_of_two_text_encoders_is_refused(
+    name: str, sdxl_folder: Path, peak: Callable[[], float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    {**SDXL_FOLDERS, **SDXL_CUTS}[name](sdxl_folder)
+    size = sum(path.lstat().st_size for path in sdxl_folder.rglob("*")) / 1e6
+    refused(sdxl_folder, mark_of(sdxl_folder), capsys)
     assert peak() < 2 * size + SLACK_MB
 
 
