@@ -136,7 +136,7 @@ def prune(
     """Cut a student out of a teacher.
 
     Args:
-        teacher: a pipeline folder, a .safetensors file, a hub id, `scenes`, or for --dry-run a name (`sd15`, `sd21`, `sdxl`).
+        teacher: a folder, a .safetensors file, a hub id, `scenes`, or for --dry-run a name (`sd15`, `sd21`, `sdxl`).
         student: bk-base, bk-small or bk-tiny.
         out: the student's pipeline folder.
         dry_run: print what would come out, without loading weights.
