@@ -209,6 +209,19 @@ def test_the_target_of_v_prediction_is_diffusers_velocity(sd2: Path) -> None:
     assert torch.equal(goal[-1], -x_0[-1])  # nothing of the picture is left at zero terminal SNR
 
 
+def test_a_run_of_sdxl_is_forecast(
+    sdxl_saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"steps": 10, "batch_size": 2, "feature": 0, "device": "cpu"}
+    recipe = {"name": "mine", "stages": [{"stage": "distill", "name": "a", "from": "teacher", "settings": settings}]}
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    places = ["--teacher", sdxl_saved, "--data", data, "--out", tmp_path / "run", "--dry-run"]
+    wanted = told(capsys, "run", tmp_path / "mine.yaml", *places)
+    text_mb = 16 * 4 * (77 * 80 + 24 + 6) / 1e6
+    assert wanted["disk"]["stages_mb"]["a, cache"] == pytest.approx(text_mb + 16 * 4 * 2 * 4 * 64 / 1e6, abs=0.06)
+    assert wanted["time"]["how"] == "measured" and wanted["time"]["total_s"] > 0
+
+
 def test_a_student_of_another_kind_is_refused(
     sdxl_saved: Path, sd2: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -248,7 +248,9 @@ def test_a_hub_id_offline_is_one_refusal(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_a_cached_hub_id_opens_offline(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["saved", "sdxl_saved"])
+def test_a_cached_hub_id_opens_offline(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder: Path = request.getfixturevalue(kind)
     commit = f"{zlib.crc32(b'commit'):040x}"
     repository = tmp_path / "cache" / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
