@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 from decant.models.device import pick
 from decant.models.load import load
 from decant.models.pace import compiled, fast_products
-from decant.models.surgery.bk import bk
+from decant.models.surgery.presets import published
 from decant.models.surgery.surgery import build
 from decant.models.taps import tap
 
@@ -39,7 +39,7 @@ class Inputs:
 def networks(teacher: str, student: str) -> Networks:
     """The teacher's UNet, a student cut from it, and the pairs of their modules that features are compared at."""
     unet = load(teacher).unet
-    surgery = bk(dict(unet.config), {k: v.clone() for k, v in unet.state_dict().items()}, student)
+    surgery = published(dict(unet.config), {k: v.clone() for k, v in unet.state_dict().items()}, student)
     return unet, build(surgery), surgery.surgery_map.features
 
 

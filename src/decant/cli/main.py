@@ -27,6 +27,8 @@ scenes_app = App(name="scenes", help="The embedded world: draw it, or train its 
 app.command(scenes_app)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+BlockRule = Literal["first", "even", "sensitive"]
+ChannelRule = Literal["first", "magnitude", "activation", "taylor"]
 Sets = Annotated[
     tuple[str, ...],
     Parameter(
@@ -125,11 +127,17 @@ def recipes(name: str | None = None, *, json: Json = False) -> None:
 
 
 @app.command
-def prune(
+def prune(  # noqa: PLR0913 (what is cut, from what, and by which rules)
     *,
     teacher: str,
     student: str,
     out: Path | None = None,
+    data: Path | None = None,
+    rule: BlockRule = "first",
+    importance: Path | None = None,
+    channels: ChannelRule = "first",
+    seed: int = 0,
+    sets: Sets = (),
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
 ) -> None:
@@ -137,22 +145,29 @@ def prune(
 
     Args:
         teacher: a folder, a .safetensors file, a hub id, `scenes`, or for --dry-run a name (`sd15`, `sd21`, `sdxl`).
-        student: bk-base, bk-small or bk-tiny.
+        student: a published student (`bk-tiny`, `ssd-1b`, `koala-700m`, `slim-65m`, ...; any other word lists them), or
+            a .yaml file that describes one.
         out: the student's pipeline folder.
+        data: a folder of pictures with captions, for the channel rules that measure the teacher.
+        rule: which transformer blocks stay where a student says how many.
+        importance: for the rule sensitive, the file that `decant importance` wrote.
+        channels: which channels stay where a level is narrowed.
+        seed: of the measurement.
         dry_run: print what would come out, without loading weights.
     """
     from decant.cli import work
     from decant.errors import refuse
 
+    settings = work.prune_settings(student, rule=rule, importance=importance, channels=channels, sets=sets)
     if dry_run:
-        document = work.preview_prune(teacher, student)
-        text = f"{student}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.1f} GMACs"
-        say(document, json, text)
+        document = work.preview_prune(teacher, settings)
+        counts = f"{document['student']}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.1f} GMACs"
+        say(document, json, "\n".join([counts, *(f"  {line}" for line in document["changes"])]))
         return
     if out is None:
         raise refuse("--out", "missing", allowed="a folder", hint="--out DIR, or --dry-run to see the counts alone")
     record = work.one_stage(
-        "prune", {"student": student}, teacher=teacher, models={"teacher": teacher}, out=out, talk=talk
+        "prune", settings, teacher=teacher, models={"teacher": teacher}, data=data, seed=seed, out=out, talk=talk
     )
     say(record, json, str(out))
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
-from decant.errors import nearest, refuse
+from decant.errors import refuse
 from decant.models.device import Device, pick
 from decant.recipe.runner import resolve, run_recipe, run_stage
 from decant.recipe.schema import Recipe, Step, load_recipe, override
@@ -122,23 +122,28 @@ def quickstart(out: Path, *, full: bool, talk: Talk, device: Device | None = Non
     return run_and_report(name, teacher="scenes", data=data, out=out, sets=(), talk=talk, device=device)
 
 
-def preview_prune(teacher: str, student: str) -> dict[str, Any]:
-    """Counts and the layer map of a cut, from configs alone."""
-    from decant.models.load import condition_tokens, unet_config
-    from decant.models.surgery.bk import Student, bk
-    from decant.models.surgery.surgery import skeleton
-    from decant.stages.prune import preview
+def prune_settings(
+    student: str, *, rule: str, importance: Path | None, channels: str, sets: Sequence[str]
+) -> dict[str, Any]:
+    """Settings of the prune stage: a student by its name, or described in a file."""
+    from decant.stages.description import read_description
 
-    known: tuple[Student, ...] = get_args(Student)
-    chosen = next((name for name in known if name == student), None)
-    if chosen is None:
-        raise refuse("--student", student, allowed=", ".join(known), hint=nearest(student, known))
-    config = unet_config(teacher)
-    return {
-        "teacher": teacher,
-        "student": student,
-        **preview(bk(config, skeleton(config).state_dict(), chosen), condition_tokens(teacher)),
-    }
+    file = Path(student)
+    named = file.suffix in (".yaml", ".yml", ".json")
+    which = {"keep": read_description(file)} if named else {"student": student}
+    chosen = {"rule": rule, "channels": channels, "importance": str(importance) if importance else None}
+    return {**which, **chosen, **settings_of("prune", sets)}
+
+
+def preview_prune(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts, changes and the layer map of a cut, from configs alone."""
+    from decant.models.load import condition_tokens, unet_config
+    from decant.stages.prune import Prune, preview
+    from decant.stages.stage import validate
+
+    checked = validate(Prune, settings, "prune")
+    found = preview(unet_config(teacher), checked, condition_tokens(teacher))
+    return {"teacher": teacher, "student": checked.name, **found}
 
 
 def export_single_file(model: str, out: Path) -> None:

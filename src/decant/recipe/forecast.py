@@ -20,9 +20,10 @@ from decant.models.cost import macs, parameters, size_mb
 from decant.models.device import pick
 from decant.models.families.unet import blank, forward
 from decant.models.load import condition_tokens, known_architectures, place_of, stored_dtype, unet_config
-from decant.models.surgery.bk import bk
+from decant.models.surgery.cut import cut
 from decant.models.surgery.surgery import skeleton
 from decant.recipe.runner import Job
+from decant.stages.prune import Prune, damage_of
 
 _FLOAT32 = 4
 _KEPT_CHECKPOINTS = 2
@@ -96,7 +97,9 @@ def _nets(jobs: Sequence[Job], teacher: str) -> dict[str, _Net]:
         match job.kind:
             case "prune":
                 config = dict(source.unet.config)
-                nets[job.name] = _Net.of(bk(config, source.unet.state_dict(), _setting(job, "student")).config, tokens)
+                assert isinstance(job.settings, Prune)
+                keep, damage = job.settings.description(config), damage_of(job.settings.importance)
+                nets[job.name] = _Net.of(cut(config, source.unet.state_dict(), keep, damage=damage).config, tokens)
             case _ if job.stage.gives_pipeline:
                 nets[job.name] = source
             case _:

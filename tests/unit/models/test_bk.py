@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from decant.errors import UserError
 from decant.models.load import architecture, save, with_unet
-from decant.models.surgery.bk import Student, bk, feature_pairs
+from decant.models.surgery.features import feature_pairs
+from decant.models.surgery.presets import Student, published
 from decant.models.surgery.surgery import Surgery, SurgeryMap, build, layer_map, pick, skeleton
 
 STUDENTS: tuple[Student, ...] = ("bk-base", "bk-small", "bk-tiny")
@@ -88,7 +89,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_student_reopens_in_plain_diffusers(config: dict[str, Any], student: Student, tmp_path: Path) -> None:
     unet = teacher(**config)
-    surgery = bk(unet.config, unet.state_dict(), student)
+    surgery = published(unet.config, unet.state_dict(), student)
     assert_sound(unet, surgery)
     cut = build(surgery)
     cut.save_pretrained(tmp_path)
@@ -103,11 +104,11 @@ def test_student_reopens_in_plain_diffusers(config: dict[str, Any], student: Stu
 
 def test_layer_counts_after_the_cut() -> None:
     unet = teacher(layers_per_block=[2, 3, 2, 4])
-    base = build(bk(unet.config, unet.state_dict(), "bk-base"))
+    base = build(published(unet.config, unet.state_dict(), "bk-base"))
     assert [len(block.resnets) for block in base.down_blocks] == [1, 1, 1, 1]
     assert [len(block.resnets) for block in base.up_blocks] == [2, 2, 2, 2]
     assert base.mid_block is not None
-    tiny = build(bk(unet.config, unet.state_dict(), "bk-tiny"))
+    tiny = build(published(unet.config, unet.state_dict(), "bk-tiny"))
     assert tiny.mid_block is None
     assert len(tiny.down_blocks) == len(tiny.up_blocks) == 3
     assert tiny.down_blocks[-1].downsamplers is None
@@ -115,11 +116,11 @@ def test_layer_counts_after_the_cut() -> None:
 
 def test_up_blocks_take_the_last_pair_not_the_second() -> None:
     unet = teacher()
-    layers = layer_map(bk(unet.config, unet.state_dict(), "bk-base").surgery_map)
+    layers = layer_map(published(unet.config, unet.state_dict(), "bk-base").surgery_map)
     assert layers["up_blocks.0.resnets.1"] == "up_blocks.0.resnets.2"
     assert layers["up_blocks.3.attentions.1"] == "up_blocks.3.attentions.2"
     assert layers["mid_block.attentions.0"] == "mid_block.attentions.0"
-    tiny = layer_map(bk(unet.config, unet.state_dict(), "bk-tiny").surgery_map)
+    tiny = layer_map(published(unet.config, unet.state_dict(), "bk-tiny").surgery_map)
     assert tiny["up_blocks.0.resnets.1"] == "up_blocks.1.resnets.2"
     assert tiny["up_blocks.1.upsamplers.0"] == "up_blocks.2.upsamplers.0"
     assert tiny["conv_in"] == "conv_in"
@@ -130,9 +131,9 @@ def test_feature_pairs_are_bk_sdm_s() -> None:
     unet = teacher()
     blocks = {f"{side}_blocks.{level}" for side in ("down", "up") for level in range(4)}
     for student in ("bk-base", "bk-small"):
-        pairs = bk(unet.config, unet.state_dict(), student).surgery_map.features
+        pairs = published(unet.config, unet.state_dict(), student).surgery_map.features
         assert pairs == {block: block for block in blocks}
-    assert bk(unet.config, unet.state_dict(), "bk-tiny").surgery_map.features == {
+    assert published(unet.config, unet.state_dict(), "bk-tiny").surgery_map.features == {
         "down_blocks.0": "down_blocks.0",
         "down_blocks.1": "down_blocks.1",
         "down_blocks.2.attentions.0.proj_out": "down_blocks.2.attentions.1.proj_out",
@@ -146,7 +147,7 @@ def test_feature_pairs_are_bk_sdm_s() -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_paired_features_have_one_shape(config: dict[str, Any], student: Student) -> None:
     unet = teacher(**config)
-    surgery = bk(unet.config, unet.state_dict(), student)
+    surgery = published(unet.config, unet.state_dict(), student)
     mine = output_shapes(build(surgery), list(surgery.surgery_map.features))
     theirs = output_shapes(unet, list(surgery.surgery_map.features.values()))
     assert list(mine.values()) == list(theirs.values())
@@ -166,21 +167,21 @@ def output_shapes(unet: UNet2DConditionModel, names: list[str]) -> dict[str, tor
 
 def test_map_survives_json() -> None:
     unet = teacher(block_out_channels=[32, 64, 96, 128])
-    surgery_map = bk(unet.config, unet.state_dict(), "bk-tiny").surgery_map
+    surgery_map = published(unet.config, unet.state_dict(), "bk-tiny").surgery_map
     assert surgery_map.kept
     assert SurgeryMap.from_json(json.loads(json.dumps(surgery_map.to_json()))) == surgery_map
 
 
 def test_narrower_neighbour_keeps_its_skip_channels() -> None:
     unet = teacher(block_out_channels=[32, 64, 96, 128])
-    surgery = bk(unet.config, unet.state_dict(), "bk-tiny")
+    surgery = published(unet.config, unet.state_dict(), "bk-tiny")
     kept = surgery.surgery_map.kept["up_blocks.0.resnets.0.conv1.weight"]
     assert kept == {1: [*range(96), *range(128, 224)]}
 
 
 def test_config_may_leave_out_every_default_key() -> None:
     unet = teacher()
-    surgery = bk(TINY, unet.state_dict(), "bk-small")
+    surgery = published(TINY, unet.state_dict(), "bk-small")
     assert_sound(unet, surgery)
     assert surgery.config["mid_block_type"] is None
     json.dumps(surgery.config)
@@ -189,7 +190,7 @@ def test_config_may_leave_out_every_default_key() -> None:
 def test_surgery_leaves_the_teacher_alone() -> None:
     unet = teacher()
     before, config = forward(unet), json.dumps(dict(unet.config), default=str)
-    cut = build(bk(unet.config, unet.state_dict(), "bk-base"))
+    cut = build(published(unet.config, unet.state_dict(), "bk-base"))
     with torch.no_grad():
         for parameter in cut.parameters():
             parameter.zero_()
@@ -220,16 +221,16 @@ REFUSED: dict[str, tuple[dict[str, Any], Student, str]] = {
 @pytest.mark.parametrize(("config", "student", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_not_of_the_layout_is_refused(config: dict[str, Any], student: Student, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        bk({**TINY, **config}, {}, student)
+        published({**TINY, **config}, {}, student)
 
 
 def test_a_cut_network_is_not_cut_where_nothing_is_left_to_cut() -> None:
     unet = teacher()
     for number, student in enumerate(STUDENTS):
-        surgery = bk(unet.config, unet.state_dict(), student)
+        surgery = published(unet.config, unet.state_dict(), student)
         for again in STUDENTS[: number + 1]:
             with pytest.raises(UserError):
-                bk(surgery.config, surgery.weights, again)
+                published(surgery.config, surgery.weights, again)
 
 
 @pytest.mark.parametrize(
@@ -240,12 +241,13 @@ def test_two_cuts_are_one(config: dict[str, Any], first: Student, second: Studen
     unet = teacher(**config)
     if first == "bk-base" and second == "bk-small" and unet.mid_block is None:
         pytest.skip("nothing is left to cut")
-    once = bk(unet.config, unet.state_dict(), second)
-    before = bk(unet.config, unet.state_dict(), first)
-    twice = bk(before.config, before.weights, second)
+    once = published(unet.config, unet.state_dict(), second)
+    before = published(unet.config, unet.state_dict(), first)
+    twice = published(before.config, before.weights, second)
     assert twice.config == once.config
     assert all(torch.equal(weight, twice.weights[name]) for name, weight in once.weights.items())
-    features = feature_pairs(unet.config, second)
+    composed = twice.surgery_map.after(before.surgery_map, {})
+    features = feature_pairs(twice.config, unet.config, composed)
     assert twice.surgery_map.after(before.surgery_map, features) == once.surgery_map
 
 
@@ -268,15 +270,15 @@ def test_indices_of_indices(data: st.DataObject) -> None:
 
 def test_unknown_student_gets_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'bk-tiny'"):
-        bk(TINY, {}, "bk-tinny")  # type: ignore[arg-type]
+        published(TINY, {}, "bk-tinny")  # type: ignore[arg-type]
 
 
 def test_weights_of_another_network_are_refused() -> None:
     weights = teacher().state_dict()
     with pytest.raises(UserError, match="two different networks"):
-        bk({**TINY, "block_out_channels": [32, 32, 64, 64]}, weights, "bk-base")
+        published({**TINY, "block_out_channels": [32, 32, 64, 64]}, weights, "bk-base")
     with pytest.raises(UserError, match=r"conv_in\.weight: missing"):
-        bk(TINY, {name: w for name, w in weights.items() if name != "conv_in.weight"}, "bk-base")
+        published(TINY, {name: w for name, w in weights.items() if name != "conv_in.weight"}, "bk-base")
 
 
 @settings(max_examples=15, deadline=None)
@@ -297,7 +299,7 @@ def test_any_widths_and_depths_fit(groups: list[int], layers: int, linear: bool,
         "down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
     }
-    surgery = bk(config, skeleton(config).state_dict(), student)
+    surgery = published(config, skeleton(config).state_dict(), student)
     # Strict loading fails on any key too many, too few or of another shape.
     build(surgery)
 
@@ -318,7 +320,7 @@ def test_saved_folder_opens_where_decant_is_never_imported(
     student: Student, make_pipeline: Callable[..., StableDiffusionPipeline], tmp_path: Path
 ) -> None:
     pipeline = make_pipeline()
-    cut = with_unet(pipeline, build(bk(pipeline.unet.config, pipeline.unet.state_dict(), student)))
+    cut = with_unet(pipeline, build(published(pipeline.unet.config, pipeline.unet.state_dict(), student)))
     save(cut, tmp_path / "student")
     cut.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)

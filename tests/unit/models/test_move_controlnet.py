@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from decant.cli.main import main
 from decant.errors import UserError
 from decant.models.load import save, with_unet
 from decant.models.move.controlnet import MovedControlNet, move_controlnet, skeleton
-from decant.models.surgery.bk import Student, bk
+from decant.models.surgery.presets import Student, published
 from decant.models.surgery.surgery import Surgery, SurgeryMap, build, pick
 
 UNET: dict[str, Any] = {
@@ -23,7 +23,7 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": 32,
     "attention_head_dim": 4,
 }
-STUDENTS = get_args(Student)
+STUDENTS: tuple[Student, ...] = ("bk-base", "bk-small", "bk-tiny")
 
 
 def teacher(**config: Any) -> UNet2DConditionModel:
@@ -61,7 +61,7 @@ def whole_map(unet: UNet2DConditionModel) -> SurgeryMap:
 
 
 def surgery_of(unet: UNet2DConditionModel, student: Student) -> Surgery:
-    return bk(dict(unet.config), unet.state_dict(), student)
+    return published(dict(unet.config), unet.state_dict(), student)
 
 
 def test_an_untouched_map_gives_bit_equal_residuals() -> None:

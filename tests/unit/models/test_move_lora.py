@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from decant.models.families.keys import naming
 from decant.models.load import save, with_unet
 from decant.models.move.lora import Layer, move_lora
 from decant.models.move.lora_keys import module_of, read_lora, to_kohya, to_peft
-from decant.models.surgery.bk import Student, bk
+from decant.models.surgery.presets import Student, published
 from decant.models.surgery.surgery import Surgery, SurgeryMap, build, pick, skeleton
 
 UNET: dict[str, Any] = {
@@ -35,7 +35,7 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": 32,
     "attention_head_dim": 4,
 }
-STUDENTS = get_args(Student)
+STUDENTS: tuple[Student, ...] = ("bk-base", "bk-small", "bk-tiny")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERYTHING = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "time_emb_proj"]
 EVERYTHING += [
@@ -95,7 +95,7 @@ def dropping(weights: dict[str, Tensor], config: dict[str, Any]) -> Surgery:
 def cut_of(student: str, unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> Surgery:
     if student == "narrowed":
         return dropping(weights, dict(unet.config))
-    return bk(dict(unet.config), weights, student)  # type: ignore[arg-type]
+    return published(dict(unet.config), weights, student)  # type: ignore[arg-type]
 
 
 def shapes(surgery: Surgery) -> dict[str, tuple[int, ...]]:
@@ -180,7 +180,7 @@ def test_an_untouched_map_gives_the_lora_back() -> None:
 def test_what_is_dropped_is_told_with_its_part_of_the_norm() -> None:
     unet = teacher()
     lora = read_lora(adapted(unet, ATTENTION))
-    surgery = bk(dict(unet.config), teacher().state_dict(), "bk-tiny")
+    surgery = published(dict(unet.config), teacher().state_dict(), "bk-tiny")
     moved = move_lora(lora, surgery.surgery_map, shapes(surgery))
     lost = {part.part: part for part in moved.dropped}
     assert {"mid_block", "down_blocks.0.attentions.1", "up_blocks.1.attentions.1"} <= set(lost)
@@ -265,7 +265,7 @@ def student(tmp_path: Path, pipeline: StableDiffusionPipeline) -> Path:
 
 
 def _student(folder: Path, pipeline: StableDiffusionPipeline, name: Student) -> Path:
-    surgery = bk(dict(pipeline.unet.config), pipeline.unet.state_dict(), name)
+    surgery = published(dict(pipeline.unet.config), pipeline.unet.state_dict(), name)
     save(with_unet(pipeline, build(surgery)), folder)
     (folder / "decant.json").write_text(json.dumps({"surgery_map": surgery.surgery_map.to_json()}))
     return folder

@@ -7,7 +7,7 @@ import pytest
 
 from decant.errors import UserError
 from decant.models.load import load, save, with_unet
-from decant.models.surgery.bk import bk
+from decant.models.surgery.presets import published
 from decant.models.surgery.surgery import build
 from decant.stages.bench import How, bench
 
@@ -18,7 +18,7 @@ HOW = How(steps=2, guidance_scale=4.0, batch_size=3, repeats=2, device="cpu")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder: Path = tmp_path_factory.mktemp("cut") / "tiny"
     teacher = load("scenes")
-    save(with_unet(teacher, build(bk(dict(teacher.unet.config), teacher.unet.state_dict(), "bk-tiny"))), folder)
+    save(with_unet(teacher, build(published(dict(teacher.unet.config), teacher.unet.state_dict(), "bk-tiny"))), folder)
     return bench({"teacher": "scenes", "tiny": folder, "twin": "scenes"}, HOW, lambda line: None)
 
 

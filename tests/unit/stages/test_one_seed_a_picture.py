@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from decant.models.load import load, save, with_unet
-from decant.models.surgery.bk import bk
+from decant.models.surgery.presets import published
 from decant.models.surgery.surgery import build
 from decant.stages.evaluate import Evaluate, run
 from decant.stages.stage import Inputs
@@ -24,7 +24,7 @@ def evaluated(student: Path, batch_size: int, out: Path) -> dict[str, Any]:
 def test_scores_are_the_same_at_batch_1_and_64(tmp_path: Path) -> None:
     """Of the shipped teacher, right or wrong in several captions at so few steps, and of a cut that draws nothing."""
     teacher = load("scenes")
-    cut = build(bk(dict(teacher.unet.config), teacher.unet.state_dict(), "bk-base"))
+    cut = build(published(dict(teacher.unet.config), teacher.unet.state_dict(), "bk-base"))
     save(with_unet(teacher, cut), tmp_path / "student")
     single, together = (evaluated(tmp_path / "student", n, tmp_path / str(n)) for n in (1, 64))
     assert 0.5 < single["teacher"]["scene_accuracy"]["value"] < 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from decant.models.load import load
-from decant.models.surgery.bk import Student, bk
+from decant.models.surgery.presets import Student, published
 from decant.stages.evaluate import role_of
 from decant.stages.prune import STAGE, Prune
 from decant.stages.record import surgery_map_of
@@ -28,7 +28,7 @@ def test_the_map_of_every_round_leads_to_the_teacher(tmp_path: Path) -> None:
     tiny = cut("bk-tiny", small, tmp_path / "tiny")
     unet = load("scenes").unet
     for student, folder in (("bk-small", small), ("bk-tiny", tiny)):
-        once = bk(dict(unet.config), unet.state_dict(), student)
+        once = published(dict(unet.config), unet.state_dict(), student)
         assert surgery_map_of(folder) == once.surgery_map
         weights = load(folder).unet.state_dict()
         assert all(weights[name].equal(tensor) for name, tensor in once.weights.items())

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -28,18 +28,32 @@ class SurgeryMap:
     features: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The map as a document that `json.dumps` takes; axes become strings, the only keys JSON has."""
-        kept = {name: {str(axis): list(axes[axis]) for axis in axes} for name, axes in self.kept.items()}
-        return {"parameters": dict(self.parameters), "kept": kept, "features": dict(self.features)}
+        """The map as a document that `json.dumps` takes; axes become strings, the only keys JSON has.
+
+        Indices stand once for all axes that share them, under ``groups``, where ``kept`` points to.
+        """
+        numbers: dict[tuple[int, ...], int] = {}
+        kept = {
+            name: {str(axis): numbers.setdefault(tuple(axes[axis]), len(numbers)) for axis in axes}
+            for name, axes in self.kept.items()
+        }
+        groups = [list(indices) for indices in numbers]
+        return {"parameters": dict(self.parameters), "groups": groups, "kept": kept, "features": dict(self.features)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`, also after a trip through a file."""
+        groups = document.get("groups", [])
         kept = {
-            name: {int(axis): list(indices) for axis, indices in axes.items()}
+            # Maps written before there were groups have the indices themselves.
+            name: {int(axis): list(each if isinstance(each, list) else groups[each]) for axis, each in axes.items()}
             for name, axes in document["kept"].items()
         }
         return cls(dict(document["parameters"]), kept, dict(document["features"]))
+
+    def paired(self, features: Mapping[str, str]) -> Self:
+        """The same map with other pairs for feature losses."""
+        return replace(self, features=dict(features))
 
     def after(self, earlier: "SurgeryMap", features: Mapping[str, str]) -> "SurgeryMap":
         """This cut of a student as one cut of that student's teacher, to which ``earlier`` leads.

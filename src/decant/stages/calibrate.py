@@ -1,0 +1,78 @@
+"""Calibration: a few pictures at several noise levels, on which a teacher is measured before it is cut."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decant.data.batch import Batch
+from decant.data.folder import read_folder
+from decant.data.latents import Latents
+from decant.errors import refuse
+from decant.losses.output import mse
+from decant.maths.prediction import target
+from decant.models.families.family import Family
+from decant.stages.encode import encode_data
+from decant.stages.stage import Inputs
+from decant.train.draw import Draw
+
+LEVELS = 4
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward: what a network sees, and what a perfect one would answer, (B, C, h, w). level: of noise."""
+
+    level: int
+    x_t: Tensor
+    t: Tensor
+    batch: Batch
+    goal: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The pictures, encoded, and everything that a forward needs beside the network."""
+
+    family: Family
+    data: Latents
+    seed: int
+
+    def calls(self, device: torch.device) -> Iterator[Call]:
+        """Every picture at every noise level, batch by batch; drawn from (seed, level, picture) alone."""
+        for level in range(LEVELS):
+            for start in range(0, self.data.n, _BATCH):
+                yield self._call(level, tuple(range(start, min(start + _BATCH, self.data.n))), device)
+
+    def answer(self, net: nn.Module, call: Call) -> Tensor:
+        """The network's output, (B, C, h, w)."""
+        output: Tensor = self.family.denoise(net, call.x_t, call.t, call.batch.condition)
+        return output
+
+    def loss(self, net: nn.Module, call: Call) -> Tensor:
+        """The training loss: how far the network's answer is from a perfect one's."""
+        return mse(self.answer(net, call), call.goal).mean()
+
+    def _call(self, level: int, places: tuple[int, ...], device: torch.device) -> Call:
+        batch, draw = self.data.batch(places).to(device), Draw(self.seed, level, places)
+        shape, total = tuple(batch.mean.shape[1:]), len(self.family.schedule.alpha)
+        t = ((level + draw.uniform("calibration timestep")) * total / LEVELS).long().to(device)
+        noise = draw.normal("calibration noise", shape).to(device)
+        x_0 = batch.latents(draw.normal("calibration latent", shape).to(device))
+        alpha, sigma = self.family.schedule.at(t, x_0.ndim)
+        goal = target(self.family.prediction, x_0, noise, alpha, sigma)
+        return Call(level, self.family.corrupt(x_0, noise, t), t, batch, goal)
+
+
+def calibration(family: Family, size: int, pictures: int, inputs: Inputs, device: torch.device) -> Calibration:
+    """The first pictures of ``inputs.data``, encoded at ``size`` pixels.
+
+    Raises:
+        UserError: there is no data.
+    """
+    if inputs.data is None:
+        raise refuse("data", "none", allowed="a folder of pictures with captions to measure on", hint="--data DIR")
+    chosen = read_folder(inputs.data).first(pictures)
+    return Calibration(family, encode_data(family, chosen, size, inputs, device, "calibration"), inputs.seed)
