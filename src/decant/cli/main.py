@@ -173,6 +173,38 @@ def prune(  # noqa: PLR0913 (what is cut, from what, and by which rules)
 
 
 @app.command
+def importance(
+    teacher: str,
+    *,
+    data: Path,
+    out: Path,
+    pictures: int = 32,
+    repeats: int = 5,
+    seed: int = 0,
+    device: Device | None = None,
+    json: Json = False,
+) -> None:
+    """Measure what every part of a teacher is worth: the damage that its removal does, and what it costs.
+
+    Args:
+        teacher: a folder, a .safetensors file, a hub id, or `scenes`.
+        data: a folder of pictures with captions.
+        out: a folder for importance.json, which `decant prune --rule sensitive` reads, and importance.png.
+        pictures: how many are measured on, each at four noise levels.
+        repeats: timed runs of every part.
+        seed: of noise and timesteps.
+        device: where to compute; auto: an accelerator if there is one.
+    """
+    from decant.cli import work
+    from decant.cli.tables import importance_table
+
+    document = work.measure_importance(
+        teacher, data=data, out=out, pictures=pictures, repeats=repeats, seed=seed, device=device, talk=talk
+    )
+    say(document, json, importance_table(document))
+
+
+@app.command
 def distill(  # noqa: PLR0913 (a student and all that it learns from)
     student: Path,
     *,

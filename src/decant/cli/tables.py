@@ -44,3 +44,30 @@ def _conditions(document: Mapping[str, Any]) -> list[str]:
         )
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return [*lines, f"{where}, accelerator {machine['accelerator']}, torch {machine['torch']}"]
+
+
+def importance_table(document: Mapping[str, Any]) -> str:
+    """What `decant importance` measured, the parts that cost most for the least damage first."""
+    head = ("part", "kind", "damage", "ms", "parameters", "MMACs")
+    parts = sorted(document["parts"], key=lambda part: part["damage"] / max(part["latency_ms"]["median"], 1e-6))
+    rows = [head, *(_part_row(part) for part in parts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) if at < 2 else cell.rjust(width) for at, (cell, width) in enumerate(pairs)).rstrip()
+        for pairs in ([*zip(row, widths, strict=True)] for row in rows)
+    ]
+    machine = document["machine"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"damage: relative change of the output, {document['pictures']} pictures at {document['noise_levels']} "
+            f"noise levels, seed {document['seed']}; ms: median (range) of the part in one forward at batch 1, "
+            f"{document['size']} px, on {machine['device']} ({machine['processor']}, {machine['threads']} threads)",
+        ]
+    )
+
+
+def _part_row(part: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (f"{part['parameters']:,}", f"{part['macs'] / 1e6:,.1f}")
+    return (part["name"], part["kind"], f"{part['damage']:.3g}", _spread(part["latency_ms"]), *counts)

@@ -1,5 +1,6 @@
 """What the verbs do: recipes with their reports, and single stages into a folder."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,29 @@ def preview_prune(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     checked = validate(Prune, settings, "prune")
     found = preview(unet_config(teacher), checked, condition_tokens(teacher))
     return {"teacher": teacher, "student": checked.name, **found}
+
+
+def measure_importance(
+    teacher: str,
+    *,
+    data: Path,
+    out: Path,
+    pictures: int,
+    repeats: int,
+    seed: int,
+    device: Device | None,
+    talk: Talk,
+) -> dict[str, Any]:
+    """Every removable part of a teacher: damage and cost, also as files in ``out``."""
+    from decant.stages.importance import importance
+    from decant.stages.stage import Inputs
+
+    for name, value in (("--pictures", pictures), ("--repeats", repeats)):
+        if value < 1:
+            raise refuse(name, value, allowed="1 or more", hint="32 pictures and 5 repeats are enough")
+    with tempfile.TemporaryDirectory() as work:
+        inputs = Inputs(teacher, {"teacher": teacher}, data, seed, Path(work), talk)
+        return importance(inputs, out, pictures=pictures, repeats=repeats, device=device or "auto")
 
 
 def export_single_file(model: str, out: Path) -> None:
