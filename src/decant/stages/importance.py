@@ -40,7 +40,7 @@ class Measured:
     name: str
     kind: str
     damage: float
-    damage_by_level: tuple[float, ...]
+    damage_by_level: list[float]
     parameters: int
     macs: int
     latency_ms: dict[str, float | int]
@@ -126,7 +126,7 @@ def _measured(part: Removable, unet: UNet2DConditionModel, probe: _Probe, costs:
         part.name,
         part.kind,
         sum(damage) / len(damage),
-        damage,
+        list(damage),
         gone,
         sum(costs.macs.get(name, 0) for name in part.modules),
         asdict(latency),
