@@ -52,7 +52,8 @@ def _inside(block: Block, structure: Structure) -> list[Removable]:
     ]
     if block.depths and block is not structure.mid:
         side, _, index = block.name.partition("_blocks.")
-        keep = Keep(**{side: {int(index): Part(attentions=())}})
+        without = {int(index): Part(attentions=())}
+        keep = Keep(down=without) if side == "down" else Keep(up=without)
         modules = tuple(f"{block.name}.attentions.{i}" for i in range(len(block.depths)))
         parts.append(Removable(f"{block.name}.attentions", "attentions", modules, keep))
     return parts
