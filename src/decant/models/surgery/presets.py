@@ -150,6 +150,8 @@ def _check_sd(config: Mapping[str, Any]) -> None:
     levels = len(config["block_out_channels"])
     if config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
         raise _foreign("_class_name", config, _SD)
+    if config["addition_embed_type"] is not None:
+        raise _foreign("addition_embed_type", config, _SD)
     if levels < 4:
         raise refuse(
             "unet.block_out_channels",
@@ -157,8 +159,6 @@ def _check_sd(config: Mapping[str, Any]) -> None:
             allowed="four or more levels",
             hint="three levels are what bk-tiny leaves: cut the teacher it came from",
         )
-    if config["addition_embed_type"] is not None:
-        raise _foreign("addition_embed_type", config, _SD)
     if config["down_block_types"] != ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]:
         raise _foreign("down_block_types", config, _SD)
     if config["up_block_types"] != ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1):
