@@ -308,7 +308,7 @@ def _cut_captions(players: _Players, captions: Sequence[str], inputs: Inputs) ->
 
 def _record(inputs: Inputs, captioned: Captioned, counts: dict[str, int]) -> dict[str, Any]:
     parent = read_record(inputs.source)
-    kept: dict[str, Any] = {key: parent[key] for key in ("student", "surgery_map") if key in parent}
+    kept: dict[str, Any] = {key: parent[key] for key in ("student", "changes", "surgery_map") if key in parent}
     skipped = [{"name": item.name, "reason": item.reason} for item in captioned.skipped]
     return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, "skipped": skipped}}
 

@@ -106,6 +106,7 @@ def described(document: dict[str, Any]) -> str:
             f"cut: {surgery['layers']} layers kept, {len(surgery['layers_moved'])} under another name, "
             f"{surgery['parameters_cut_by_channel']} tensors narrowed, {surgery['feature_pairs']} feature pairs"
         )
+        lines += [f"  {line}" for line in record.get("changes", [])]
     if "base_model" in record:
         licence = record.get("licence") or {}
         lines.append(f"base model: {record['base_model']}, licence {licence.get('license', 'unknown')}")

@@ -76,8 +76,8 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
     keep = settings.description(config)
     scores = _scores(settings, pipeline, inputs) if needs_measuring(keep.channels) else None
     surgery = cut(config, pipeline.unet.state_dict(), keep, damage=damage_of(settings.importance), scores=scores)
-    told = changes(config, surgery)
-    surgery = _to_teacher(surgery, inputs)
+    surgery, whole = _to_teacher(surgery, config, inputs)
+    told = changes(whole, surgery)
     unet = build(surgery)
     save(cast(with_unet(pipeline, unet), stored_dtype(inputs.source)), out)
     after = parameters(unet)
@@ -130,16 +130,15 @@ def _scores(settings: Prune, pipeline: Pipeline, inputs: Inputs) -> Scores:
     return {space: score.cpu() for space, score in found.items()}
 
 
-def _to_teacher(surgery: Surgery, inputs: Inputs) -> Surgery:
-    """The same cut with a map to the teacher of ``inputs``, where the source is a student of its."""
+def _to_teacher(surgery: Surgery, config: Mapping[str, Any], inputs: Inputs) -> tuple[Surgery, Mapping[str, Any]]:
+    """The same cut with a map to the teacher of ``inputs``, where the source is a student of its; and that config."""
     earlier = None if str(inputs.source) == inputs.teacher else surgery_map_of(inputs.source)
     if earlier is None:
-        return surgery
+        return surgery, config
+    teacher = unet_config(inputs.teacher)
     composed = surgery.surgery_map.after(earlier, {})
-    return replace(
-        surgery,
-        surgery_map=composed.paired(feature_pairs(surgery.config, unet_config(inputs.teacher), composed)),
-    )
+    pairs = feature_pairs(surgery.config, teacher, composed)
+    return replace(surgery, surgery_map=composed.paired(pairs)), teacher
 
 
 def preview(config: Mapping[str, Any], settings: Prune, tokens: int) -> dict[str, Any]:
