@@ -304,6 +304,7 @@ REFUSED: dict[str, tuple[str, Keep, str]] = {
     ),
     "wider than the teacher": ("sd", Keep(widths=(8, 32, 24, 24)), "at most 16"),
     "too few widths": ("sd", Keep(widths=(8, 16)), "4 numbers, one a level"),
+    "too few heads": ("sd", Keep(heads=(4, 4)), "4 numbers, one a level"),
     "a width in place of two": ("sd", Keep(widths=(8, 8, 12, 12)), "two different ones"),
     "two widths in place of one": ("sd", Keep(widths=(8, 16, 24, 12)), "the same"),
     "wider heads": ("sd", Keep(widths=(8, 16, 24, 24), heads=(2, 2, 2, 2)), "heads of at most 2 channels"),

@@ -65,7 +65,7 @@ def plan(config: Mapping[str, Any], keep: Keep, damage: Damage | None = None) ->
         tuple(kept(block, keep.down.get(i, Part())) for i, block in enumerate(teacher.down[:levels])),
         _kept_mid(teacher, keep, damage),
         tuple(kept(block, keep.up.get(gone + i, Part())) for i, block in enumerate(teacher.up[gone:])),
-        _widths(config, teacher, keep, levels),
+        _widths(teacher, keep, levels),
         keep.heads or teacher.heads[:levels],
     )
     _check_resnets(made)
@@ -219,13 +219,11 @@ def _chosen(place: str, which: Sequence[int] | None, there: int) -> tuple[int, .
     return tuple(which)
 
 
-def _widths(config: Mapping[str, Any], teacher: Structure, keep: Keep, levels: int) -> tuple[int, ...]:
-    if keep.widths is None:
-        return teacher.widths[:levels]
-    for name, listed in (("widths", keep.widths), ("heads", keep.heads or teacher.heads[:levels])):
-        if len(listed) != levels:
+def _widths(teacher: Structure, keep: Keep, levels: int) -> tuple[int, ...]:
+    for name, listed in (("widths", keep.widths), ("heads", keep.heads)):
+        if listed is not None and len(listed) != levels:
             raise refuse(name, list(listed), allowed=f"{levels} numbers, one a level", hint="the outermost first")
-    return keep.widths
+    return keep.widths or teacher.widths[:levels]
 
 
 def _check_resnets(made: Plan) -> None:
