@@ -16,8 +16,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 quickstart: install
 	$(RUN)/decant quickstart --out runs/quickstart
 
+# A process a core, each with one thread: two of them would wait for each other.
 test: install
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(RUN)/ruff format --check src tests examples
