@@ -59,7 +59,7 @@ def told(document: dict[str, Any]) -> str:
         *(f"device     {device['name']}: {device['what']}" for device in document["devices"]),
         f"compiler   {document['compiler'] or 'none'}",
         f"hub        {document['hub']['endpoint']}, "
-        + ("offline" if document["hub"]["offline"] else "online")
+        + ("offline" if document["hub"]["offline"] else "to be asked when a model is fetched")
         + (", token present" if document["hub"]["token"] else ", no token"),
         "packages   " + ", ".join(f"{name} {found['version']}" for name, found in document["packages"].items()),
         "optional   " + ", ".join(f"{n} {o['version'] or 'absent'}" for n, o in document["optional"].items()),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -196,7 +197,9 @@ def assemble(folder: Path, models: Mapping[str, nn.Module]) -> Pipeline:
     document, layout = check_class(folder / INDEX)
     settings = _scheduler_settings(folder)
     kind = getattr(diffusers, document["scheduler"][1])
-    with quiet(), as_refusal(folder / "scheduler", "a scheduler of diffusers", "copy the folder scheduler again"):
+    where = as_refusal(folder / "scheduler", "a scheduler of diffusers", "copy the folder scheduler again")
+    # Its tables are read, not computed with: on the CPU, wherever the networks are made.
+    with quiet(), where, torch.device("cpu"):
         scheduler = kind.from_config(settings)
     tokenizers = {name: _tokenizer(folder / name) for name in layout.tokenizers}
     none = {"safety_checker": None, "feature_extractor": None} if layout is SD else {}

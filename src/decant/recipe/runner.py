@@ -95,7 +95,8 @@ def run_recipe(
     """
     jobs = resolve(recipe, stages)
     out = Path(out)
-    _check_places(jobs, data, out, cache)
+    check_places(jobs, data, out, cache)
+    _check_own(out, jobs)
     command = _command(teacher, data, out, cache)
     models: dict[str, str | Path] = {"teacher": teacher}
     prints = _prints_of(models, jobs, data)
@@ -129,7 +130,7 @@ def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     out = Path(out)
     chosen = validate(stage.settings, dict(settings), kind)
     job = Job(1, kind, kind, stage, chosen, tuple(models), out.name)
-    _check_places((job,), data, out, cache)
+    check_places((job,), data, out, cache)
     prints = {"teacher": _of_teacher(teacher), **_prints_of(models, (job,), data)}
     command = shlex.join(["decant", *sys.argv[1:]])
     work = out.parent / f".{out.name}.work"
@@ -189,7 +190,12 @@ def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[st
     return tuple(allowed) if stage.takes == "many" else (allowed[-1],)
 
 
-def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Path | None) -> None:
+def check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Path | None) -> None:
+    """Refuse places that a run cannot work with.
+
+    Raises:
+        UserError: no pictures where some are needed; an output that is a file, or lies among the pictures.
+    """
     needs = [job.name for job in jobs if job.stage.data == "required"]
     if data is None and needs:
         hint = "add --data FOLDER"
@@ -202,6 +208,27 @@ def _check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Pa
         if data is not None and folder is not None and folder.resolve().is_relative_to(data.resolve()):
             hint = "the run's own files would become data: choose a folder elsewhere"
             raise refuse(option, f"{folder} lies in the data folder", allowed="a folder outside it", hint=hint)
+
+
+def _check_own(out: Path, jobs: tuple[Job, ...]) -> None:
+    """What a run would write over must be a run's: nothing of the user's own is ever lost.
+
+    Raises:
+        UserError: the folder is a model, or has another ``recipe.yaml``, or other folders where stages go.
+    """
+    found = None
+    if (out / "model_index.json").is_file():
+        found = f"{out} is a model"
+    recipe = out / "recipe.yaml"
+    if recipe.is_file() and "\ncommand:" not in recipe.read_text(encoding="utf-8", errors="replace"):
+        found = f"{recipe} was not written by a run"
+    for folder in (out / job.folder for job in jobs):
+        # Every stage that decant finished has a record, which may be damaged.
+        if folder.exists() and not (folder / "decant.json").exists():
+            found = f"{folder} is no stage of decant"
+    if found:
+        hint = "name a new folder, or move away what lies there; nothing was changed"
+        raise refuse("--out", found, allowed="a folder, new or of an earlier run", hint=hint)
 
 
 def _of_teacher(teacher: str) -> str:

@@ -30,12 +30,12 @@ def _of_block(block: Block, kept: set[str], blocks: Mapping[str, set[int]]) -> l
     said = []
     for part, stay, whole in (("resnets", resnets, block.resnets), ("attentions", attentions, len(block.depths))):
         if len(stay) < whole:
-            said.append(f"{part} {_listed(stay)} of {whole} stay" if stay else f"all {whole} {part} removed")
+            said.append(f"{len(stay)} of {whole} {part} stay ({_listed(stay)})" if stay else f"all {part} removed")
     for index in attentions:
         stay = sorted(blocks.get(f"{block.name}.attentions.{index}", set()))
         if len(stay) < block.depths[index]:
-            of = f"of {block.depths[index]} transformer blocks of attention {index}"
-            said.append(f"{_listed(stay)} {of} stay" if stay else f"none {of} stays")
+            of = f"of {block.depths[index]} transformer blocks of attention {index} stay"
+            said.append(f"{len(stay)} {of} ({_listed(stay)})" if stay else f"0 {of}")
     return [f"{block.name}: {'; '.join(said)}"] if said else []
 
 

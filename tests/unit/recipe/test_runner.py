@@ -362,3 +362,15 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("name", ["01-first/own.txt", "recipe.yaml", "model_index.json"])
+def test_nothing_of_the_users_own_is_written_over(tmp_path: Path, name: str) -> None:
+    _teacher(tmp_path)
+    own = tmp_path / "run" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("name: mine\nstages: []\n")
+    with pytest.raises(UserError, match=r"--out: .*\n.*new or of an earlier run"):
+        _run(tmp_path, _recipe())
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [own]
+    assert own.read_text() == "name: mine\nstages: []\n"

@@ -44,7 +44,7 @@ def test_parts_are_measured_and_a_cut_uses_them(tmp_path: Path, capsys: pytest.C
     words += ["--rule", "sensitive", "--importance", str(tmp_path / "out" / "importance.json")]
     assert status(words) == 0
     record = json.loads((tmp_path / "cut" / "decant.json").read_text())
-    assert "down_blocks.0: none of 1 transformer blocks of attention 0 stays" in record["changes"]
+    assert "down_blocks.0: 0 of 1 transformer blocks of attention 0 stay" in record["changes"]
     capsys.readouterr()
     words[words.index("--out") + 1] = str(tmp_path / "other")
     assert status([*words[:-1], str(description)]) == 2
