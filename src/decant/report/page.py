@@ -84,6 +84,7 @@ def _view(report: Report, run: Path) -> dict[str, Any]:
     key = words.main_score(report)
     teacher = next((model for model in models if model.role == "teacher"), None)
     observations = _observations(models, key)
+    best = words.best_student(report)
     conditions = sorted({words.conditions(model) for model in models} - {""})
     style = files("decant.report").joinpath("style.css").read_text(encoding="utf-8")
     return {
@@ -94,7 +95,8 @@ def _view(report: Report, run: Path) -> dict[str, Any]:
         "verdict": words.verdict(report),
         "caution": words.caution(report),
         "models": models,
-        "best": words.best_student(report),
+        "best": best,
+        "harmed": best is not None and words.is_worse_than_cut(best, report),
         "key": key,
         "counts": sorted({m.scores[key].n or 0 for m in models if key in m.scores} - {0}),
         "same_conditions": conditions[0] if len(conditions) == 1 else None,

@@ -135,16 +135,26 @@ def verdict(report: Report) -> str:
 
 
 def caution(report: Report) -> str:
-    """What the verdict does not show, or nothing: too few pictures, or no difference from the teacher."""
+    """What the verdict does not show, or nothing: harm done, too few pictures, or no difference from the teacher."""
     best, key = best_student(report), main_score(report)
     if best is None or key is None:
         return ""
     own = best.scores[key]
+    if is_worse_than_cut(best, report):
+        return f"{best.name} is worse than the same cut left undistilled: train longer, or at another learning rate."
     if own.n is not None and own.n < _FEW:
         return f"Only {own.n} pictures a model: a first look. Differences smaller than the intervals may be chance."
     if own.relative_low is not None and own.relative_high is not None and own.relative_low <= 1 <= own.relative_high:
         return "The interval includes all of it: these pictures do not show the student to differ from its teacher."
     return ""
+
+
+def is_worse_than_cut(student: Model, report: Report) -> bool:
+    """Whether a student's distillation has done harm, by the main score."""
+    key, control = main_score(report), control_of(student, report.models)
+    if key is None or control is None or key not in control.scores:
+        return False
+    return _signed(student.scores[key]) < _signed(control.scores[key])
 
 
 def _teacher(report: Report) -> Model | None:

@@ -213,6 +213,17 @@ def test_what_is_optional_may_be_missing(tmp_path: Path) -> None:
     assert "Quality against latency" not in page.text and "Training" not in page.text
 
 
+def test_a_student_that_distillation_made_worse_is_not_praised(tmp_path: Path) -> None:
+    values = _values()
+    for model, error in zip(values["models"], (0.0, 0.4, 0.2, 0.1), strict=True):
+        model["scores"] = {"output_error": {"value": error, "unit": "number", "better": "lower"}}
+    assert "best-one is worse than the same cut left undistilled" in _write(tmp_path, values).text
+    assert 'class="best"' not in (tmp_path / "report.html").read_text()
+    values["models"][3]["scores"]["output_error"]["value"] = 0.3
+    assert "is worse than" not in _write(tmp_path, values).text
+    assert 'class="best"' in (tmp_path / "report.html").read_text()
+
+
 def test_a_score_where_lower_is_better_is_the_main_one_without_scenes(tmp_path: Path) -> None:
     values = _values()
     for model, error in zip(values["models"], (0.0, 0.4, 0.2, 0.9), strict=True):
