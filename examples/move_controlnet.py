@@ -53,13 +53,16 @@ def train(out: Path, steps: int, lr: float, begin: Path | None = None, seed: int
     latents, words = _encoded(pipeline, told)
     maps = torch.stack([marks(scene, seed) for seed, scene in told])
     empty = _words(pipeline, [""])[0]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    new = [parameter for name, parameter in network.named_parameters() if name.startswith("controlnet_")]
+    copy = [parameter for name, parameter in network.named_parameters() if not name.startswith("controlnet_")]
+    optimizer = torch.optim.AdamW([{"params": new, "lr": 5 * lr}, {"params": copy}], lr=lr)
     noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     for step in range(1, steps + 1):
         chosen = torch.randint(0, len(told), (16,))
         dropped = torch.rand(16, 1, 1) < 0.1
         hidden = torch.where(dropped, empty, words[chosen])
-        noise, t = torch.randn(16, *latents.shape[1:]), torch.randint(0, 1000, (16,))
+        # Where a thing stands is decided while there is much noise: more of the steps are there.
+        noise, t = torch.randn(16, *latents.shape[1:]), (1000 * (1 - torch.rand(16).square())).long().clamp(0, 999)
         x_t = noise_schedule.add_noise(latents[chosen], noise, t)
         down, mid = network(x_t, t, hidden, maps[chosen], return_dict=False)
         given = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
@@ -156,7 +159,7 @@ if __name__ == "__main__":
     parser.add_argument("verb", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--begin", type=Path, help="go on from this ControlNet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=2000)

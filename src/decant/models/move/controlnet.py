@@ -9,7 +9,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
@@ -19,7 +19,6 @@ from decant.errors import UserError, refuse
 from decant.models.move.lora import lacking
 from decant.models.surgery.surgery import SurgeryMap, pick
 
-Follow = Literal["producer", "consumer"]
 # Of a ControlNet itself; everything else of its config is the UNet's.
 _OWN = (
     "in_channels",
@@ -54,7 +53,6 @@ def move_controlnet(
     weights: Mapping[str, Tensor],
     surgery_map: SurgeryMap,
     student: Mapping[str, Any],
-    follow: Follow = "producer",
 ) -> MovedControlNet:
     """The ControlNet of a teacher for its student, as plain diffusers has it.
 
@@ -74,7 +72,7 @@ def move_controlnet(
     blank = skeleton(moved)
     own = {name: tuple(tensor.shape) for name, tensor in blank.state_dict().items()}
     sources = {name: _Source.of(name, surgery_map) for name in own if not _is_zero(name)}
-    sources |= _zero_convolutions(config, moved, surgery_map, follow)
+    sources |= _zero_convolutions(config, moved, surgery_map)
     if student["mid_block_type"] is None:
         sources = {name: source for name, source in sources.items() if not _is_middle(name)}
     cut = {}
@@ -166,19 +164,15 @@ def _is_middle(name: str) -> bool:
 
 
 def _zero_convolutions(
-    teacher: Mapping[str, Any], student: Mapping[str, Any], surgery_map: SurgeryMap, follow: Follow
+    teacher: Mapping[str, Any], student: Mapping[str, Any], surgery_map: SurgeryMap
 ) -> dict[str, _Source]:
-    """Zero convolutions by what they read and write: the same channels in and out."""
+    """Zero convolutions by the layer whose output they read; in and out are the same channels."""
     theirs = _residuals(teacher)
     found: dict[str, _Source] = {}
     for number, module in enumerate(_residuals(student)):
         source = surgery_map.parameters[f"{module}.weight"].removesuffix(".weight")
-        if follow == "consumer":
-            place = _read_by_the_same(number, student, teacher, surgery_map)
-        else:
-            place = theirs.index(source)
         kept = surgery_map.kept.get(f"{module}.weight", {}).get(0)
-        found |= _zero(f"controlnet_down_blocks.{number}", f"controlnet_down_blocks.{place}", kept)
+        found |= _zero(f"controlnet_down_blocks.{number}", f"controlnet_down_blocks.{theirs.index(source)}", kept)
     middle = surgery_map.kept.get("mid_block.resnets.0.conv2.weight", {}).get(0)
     return found | _zero("controlnet_mid_block", "controlnet_mid_block", middle)
 
@@ -197,17 +191,6 @@ def _residuals(config: Mapping[str, Any]) -> list[str]:
         found += [f"down_blocks.{level}.resnets.{layer}.conv2" for layer in range(layers)]
         found += [f"down_blocks.{level}.downsamplers.0.conv"] if level < levels - 1 else []
     return found
-
-
-def _read_by_the_same(
-    number: int, student: Mapping[str, Any], teacher: Mapping[str, Any], surgery_map: SurgeryMap
-) -> int:
-    """The teacher's residual that is read by the up resnet which, in the student, reads residual ``number``."""
-    mine, theirs = len(_residuals(student)), len(_residuals(teacher))
-    block, index = divmod(mine - 1 - number, _one("layers_per_block", student["layers_per_block"]) + 1)
-    reader = surgery_map.parameters[f"up_blocks.{block}.resnets.{index}.conv1.weight"].split(".")
-    layers = _one("layers_per_block", teacher["layers_per_block"]) + 1
-    return theirs - 1 - (int(reader[1]) * layers + int(reader[3]))
 
 
 def _nothing(name: str, shape: tuple[int, ...], weights: Mapping[str, Tensor]) -> Tensor:
