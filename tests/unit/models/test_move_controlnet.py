@@ -14,6 +14,8 @@ from decant.cli.main import main
 from decant.errors import UserError
 from decant.models.load import save, with_unet
 from decant.models.move.controlnet import MovedControlNet, move_controlnet, skeleton
+from decant.models.surgery.cut import cut
+from decant.models.surgery.keep import Keep
 from decant.models.surgery.presets import Student, published
 from decant.models.surgery.surgery import Surgery, SurgeryMap, build, pick
 
@@ -162,6 +164,27 @@ def test_narrowed_channels_are_cut_in_zero_convolutions_and_in_the_pictures_embe
             down_block_additional_residuals=mine.down_block_res_samples,
             mid_block_additional_residual=mine.mid_block_res_sample,
         )
+
+
+@pytest.mark.parametrize(
+    "keep", [Keep(widths=(16, 32, 32, 32)), Keep(mid="resnet"), Keep(levels=3, widths=(16, 32, 32))], ids=str
+)
+def test_described_students_run_with_theirs(keep: Keep) -> None:
+    """Narrowed levels by decant's own surgery, a mid block of one resnet, a level less: residuals fit and count."""
+    unet = teacher()
+    surgery = cut(dict(unet.config), unet.state_dict(), keep)
+    before = controlled(unet)
+    moved = move_controlnet(before.config, before.state_dict(), surgery.surgery_map, surgery.config)
+    given = {key: value for key, value in asked().items() if key != "controlnet_cond"}
+    mine, student = loaded(moved)(**asked()), build(surgery)
+    with torch.no_grad():
+        plain = student(**given).sample
+        added = student(
+            **given,
+            down_block_additional_residuals=mine.down_block_res_samples,
+            mid_block_additional_residual=mine.mid_block_res_sample,
+        ).sample
+    assert added.shape == plain.shape and not torch.allclose(added, plain)
 
 
 def test_a_sdxl_controlnet_follows_too() -> None:

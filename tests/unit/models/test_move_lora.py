@@ -26,6 +26,8 @@ from decant.models.families.keys import naming
 from decant.models.load import save, with_unet
 from decant.models.move.lora import Layer, move_lora
 from decant.models.move.lora_keys import module_of, read_lora, to_kohya, to_peft
+from decant.models.surgery.cut import cut
+from decant.models.surgery.keep import Keep
 from decant.models.surgery.presets import Student, published
 from decant.models.surgery.surgery import Surgery, SurgeryMap, build, pick, skeleton
 
@@ -95,6 +97,8 @@ def dropping(weights: dict[str, Tensor], config: dict[str, Any]) -> Surgery:
 def cut_of(student: str, unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> Surgery:
     if student == "narrowed":
         return dropping(weights, dict(unet.config))
+    if student == "channels":
+        return cut(dict(unet.config), weights, Keep(widths=(16, 32, 32, 32), mid="resnet"))
     return published(dict(unet.config), weights, student)  # type: ignore[arg-type]
 
 
@@ -146,7 +150,7 @@ def _ldm(kohya: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("student", [*STUDENTS, "narrowed"])
+@pytest.mark.parametrize("student", [*STUDENTS, "narrowed", "channels"])
 def test_moving_then_merging_is_merging_then_cutting(student: str, form: str) -> None:
     """The judge is peft's own merge of the teacher, and the surgery itself."""
     unet = teacher()
