@@ -24,6 +24,7 @@ UNET: dict[str, Any] = {
     "block_out_channels": [32, 64, 64, 64],
     "cross_attention_dim": 32,
     "attention_head_dim": 4,
+    "norm_num_groups": 8,
 }
 STUDENTS: tuple[Student, ...] = ("bk-base", "bk-small", "bk-tiny")
 

@@ -36,6 +36,7 @@ UNET: dict[str, Any] = {
     "block_out_channels": [32, 64, 64, 64],
     "cross_attention_dim": 32,
     "attention_head_dim": 4,
+    "norm_num_groups": 8,
 }
 STUDENTS: tuple[Student, ...] = ("bk-base", "bk-small", "bk-tiny")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
