@@ -40,7 +40,7 @@ def networks(dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
 @torch.no_grad()
 def measure(nets: dict[str, nn.Module], side: int, device: torch.device, repeats: int) -> dict[str, Latency]:
     """One call each at a latent of side x side, batch 1."""
-    config = architecture("sdxl")
+    config = dict(nets["sdxl"].config)
     dtype = next(nets["sdxl"].parameters()).dtype
     x_t = torch.randn(1, 4, side, side, device=device, dtype=dtype)
     told = {key: value.to(dtype) for key, value in blank(config, 1, 77, device).items()}
