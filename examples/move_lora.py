@@ -30,7 +30,7 @@ from decant.scenes.render import COLOUR_RGB, render
 from decant.scenes.world import Scene, Split, scenes
 from decant.stages.move import move_lora_file
 
-NAME, RGB = "amber", (248, 180, 30)
+NAME, RGB = "amber", (248, 180, 20)
 COLOURS = {**COLOUR_RGB, NAME: RGB}
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 WORDS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -85,16 +85,19 @@ def train(
             parameter.requires_grad_("lora_" in name)
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.05)
     noise_schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     for step in range(1, steps + 1):
         chosen = torch.randint(0, len(captions), (16,))
-        words = ["" if torch.rand(()) < 0.1 else captions[i] for i in chosen]
+        # Only old scenes are learnt without words too: guidance must not lead away from what is new.
+        words = ["" if torch.rand(()) < 0.4 and NAME not in captions[i] else captions[i] for i in chosen]
         ids = pipeline.tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids
         noise, t = torch.randn(16, *latents.shape[1:]), torch.randint(0, 1000, (16,))
         x_t = noise_schedule.add_noise(latents[chosen], noise, t)
         loss = (pipeline.unet(x_t, t, pipeline.text_encoder(ids)[0]).sample - noise).square().mean()
         loss.backward()
         optimizer.step()
+        rate.step()
         optimizer.zero_grad()
         if step % 50 == 0:
             print(f"step {step}  loss {float(loss.detach()):.4f}", flush=True)

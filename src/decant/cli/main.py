@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from decant import __version__
 from decant.cli.memory import keep_freed_memory
 from decant.errors import UserError, disk_full
+from decant.models.surgery.keep import BlockRule, ChannelRule
 from decant.stages.interrupt import Interrupted, interruptible
 
 app = App(
@@ -27,8 +28,6 @@ scenes_app = App(name="scenes", help="The embedded world: draw it, or train its 
 app.command(scenes_app)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-BlockRule = Literal["first", "even", "sensitive"]
-ChannelRule = Literal["first", "magnitude", "activation", "taylor"]
 Sets = Annotated[
     tuple[str, ...],
     Parameter(

@@ -9,7 +9,7 @@ import yaml
 
 from decant.errors import refuse
 from decant.models.device import Device, pick
-from decant.recipe.runner import check_places, resolve, run_recipe, run_stage
+from decant.recipe.runner import check_own, check_places, resolve, run_recipe, run_stage
 from decant.recipe.schema import Recipe, Step, load_recipe, override
 from decant.report.collect import collect
 from decant.report.page import write_report
@@ -62,8 +62,8 @@ def resolved(
 
     chosen = _chosen(recipe, sets, device)
     jobs = resolve(chosen, STAGES)
-    if data is not None:
-        check_places(jobs, data, out, None)
+    check_places(data, out, None)
+    check_own(out, jobs)
     document = {
         "name": chosen.name,
         "stages": [

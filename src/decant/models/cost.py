@@ -1,10 +1,12 @@
 """What a network costs before it is run: parameters, multiply-accumulates, megabytes on disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from decant.errors import refuse
@@ -40,10 +42,30 @@ def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int) 
             hint="the first number is the network's in_channels; height and width are pixels divided by 8",
         )
     x_t = torch.empty(1, *latent, device="meta")
+    return _counted(config, x_t, tokens).get_total_flops() // 2
+
+
+def macs_by_module(config: Mapping[str, Any], tokens: int) -> dict[str, int]:
+    """The same for every module of the network that a config builds, at the network's own size."""
+    counter = _counted(config, torch.empty(1, *latent_of(config), device="meta"), tokens)
+    root = f"{UNet2DConditionModel.__name__}."
+    counts = {name.removeprefix(root): counted for name, counted in counter.get_flop_counts().items()}
+    return {name: sum(counted.values()) // 2 for name, counted in counts.items()}
+
+
+def latent_of(config: Mapping[str, Any], size: int | None = None) -> tuple[int, int, int]:
+    """(C, h, w) that a UNet takes: of pictures of ``size`` pixels, or at the network's own size."""
+    side = config["sample_size"] if size is None else size // 8
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return config["in_channels"], height, width
+
+
+def _counted(config: Mapping[str, Any], x_t: Tensor, tokens: int) -> FlopCounterMode:
+    """One forward of a twin without weights, counted."""
     twin = skeleton(config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(twin, x_t, torch.zeros(1, device="meta"), blank(config, 1, tokens, "meta"))
-    return counter.get_total_flops() // 2
+    return counter
 
 
 def size_mb(folder: Path) -> float:

@@ -16,7 +16,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.data.folder import read_folder
-from decant.models.cost import macs, parameters, size_mb
+from decant.models.cost import latent_of, macs, parameters, size_mb
 from decant.models.device import pick
 from decant.models.families.unet import blank, forward
 from decant.models.load import condition_tokens, known_architectures, place_of, stored_dtype, unet_config
@@ -44,7 +44,7 @@ class _Net:
     @classmethod
     def of(cls, config: Mapping[str, Any], tokens: int) -> "_Net":
         unet = skeleton(config)
-        return cls(unet, tokens, parameters(unet), macs(unet, _latent(unet.config, None), tokens))
+        return cls(unet, tokens, parameters(unet), macs(unet, latent_of(unet.config, None), tokens))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _teacher_mb(teacher: str, net: _Net) -> tuple[float, int]:
 def _cached_bytes(net: _Net, size: int | None) -> float:
     """Bytes of one picture's moments and its caption's states, in float32."""
     config = net.unet.config
-    channels, height, width = _latent(config, size)
+    channels, height, width = latent_of(config, size)
     told = sum(value.numel() for value in blank(config, 1, net.tokens, "meta").values())
     return _FLOAT32 * (2 * channels * height * width + told)
 
@@ -172,7 +172,7 @@ def _macs(job: Job, nets: Mapping[str, _Net]) -> float:
 
 
 def _at(net: _Net, size: int | None) -> int:
-    return net.macs if size is None else macs(net.unet, _latent(net.unet.config, size), net.tokens)
+    return net.macs if size is None else macs(net.unet, latent_of(net.unet.config, size), net.tokens)
 
 
 def _pace(jobs: Sequence[Job], nets: Mapping[str, _Net], device: torch.device) -> _Pace:
@@ -197,7 +197,7 @@ def _step_seconds(student: _Net, teacher: _Net, batch: int, device: torch.device
     """Seconds of one forward of a teacher, and one forward and backward of a student, at the network's own size."""
     networks = [_materialized(net.unet, device) for net in (teacher, student)]
     config = student.unet.config
-    x_t = torch.zeros(batch, *_latent(config, None), device=device)
+    x_t = torch.zeros(batch, *latent_of(config), device=device)
     told = blank(config, batch, student.tokens, device)
     t = torch.zeros(batch, device=device)
 
@@ -238,12 +238,6 @@ def _materialized(unet: UNet2DConditionModel, device: torch.device) -> UNet2DCon
     for tensor in (*own.parameters(), *own.buffers()):
         tensor.data.zero_()
     return own
-
-
-def _latent(config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
-    side = config["sample_size"] if size is None else size // 8
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    return config["in_channels"], height, width
 
 
 def _setting(job: Job, key: str) -> Any:

@@ -95,8 +95,9 @@ def run_recipe(
     """
     jobs = resolve(recipe, stages)
     out = Path(out)
-    check_places(jobs, data, out, cache)
-    _check_own(out, jobs)
+    _check_needed(jobs, data)
+    check_places(data, out, cache)
+    check_own(out, jobs)
     command = _command(teacher, data, out, cache)
     models: dict[str, str | Path] = {"teacher": teacher}
     prints = _prints_of(models, jobs, data)
@@ -130,7 +131,8 @@ def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     out = Path(out)
     chosen = validate(stage.settings, dict(settings), kind)
     job = Job(1, kind, kind, stage, chosen, tuple(models), out.name)
-    check_places((job,), data, out, cache)
+    _check_needed((job,), data)
+    check_places(data, out, cache)
     prints = {"teacher": _of_teacher(teacher), **_prints_of(models, (job,), data)}
     command = shlex.join(["decant", *sys.argv[1:]])
     work = out.parent / f".{out.name}.work"
@@ -190,16 +192,19 @@ def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[st
     return tuple(allowed) if stage.takes == "many" else (allowed[-1],)
 
 
-def check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Path | None) -> None:
-    """Refuse places that a run cannot work with.
-
-    Raises:
-        UserError: no pictures where some are needed; an output that is a file, or lies among the pictures.
-    """
+def _check_needed(jobs: tuple[Job, ...], data: Path | None) -> None:
     needs = [job.name for job in jobs if job.stage.data == "required"]
     if data is None and needs:
         hint = "add --data FOLDER"
         raise refuse("--data", f"not given, and {needs[0]!r} needs pictures", allowed="a folder", hint=hint)
+
+
+def check_places(data: Path | None, out: Path, cache: Path | None) -> None:
+    """Refuse places that a run cannot work with.
+
+    Raises:
+        UserError: data that is no folder; an output that is a file, or lies among the pictures.
+    """
     if data is not None and not data.is_dir():
         raise refuse("--data", f"{data} is no folder", allowed="a folder of pictures", hint="check the path")
     if out.exists() and not out.is_dir():
@@ -210,7 +215,7 @@ def check_places(jobs: tuple[Job, ...], data: Path | None, out: Path, cache: Pat
             raise refuse(option, f"{folder} lies in the data folder", allowed="a folder outside it", hint=hint)
 
 
-def _check_own(out: Path, jobs: tuple[Job, ...]) -> None:
+def check_own(out: Path, jobs: tuple[Job, ...]) -> None:
     """What a run would write over must be a run's: nothing of the user's own is ever lost.
 
     Raises:

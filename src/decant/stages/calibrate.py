@@ -1,4 +1,4 @@
-"""Calibration: a few pictures at several noise levels, on which a teacher is measured before it is cut."""
+"""A few pictures at several noise levels: on them a teacher is measured before it is cut, and a student beside it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from decant.stages.stage import Inputs
 from decant.train.draw import Draw
 
 LEVELS = 4
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,23 @@ class Call:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The pictures, encoded, and everything that a forward needs beside the network."""
+    """The pictures, encoded, and everything that a forward needs beside the network.
+
+    purpose: of the draws, so that different measurements draw different noise.
+    """
 
     family: Family
     data: Latents
     seed: int
+    purpose: str = "calibration"
 
-    def calls(self, device: torch.device) -> Iterator[Call]:
-        """Every picture at every noise level, batch by batch; drawn from (seed, level, picture) alone."""
+    def calls(self, device: torch.device, batch_size: int = 16) -> Iterator[Call]:
+        """Every picture at a timestep in each quarter of the schedule, batch by batch; drawn from (seed, level,
+        picture) alone.
+        """
         for level in range(LEVELS):
-            for start in range(0, self.data.n, _BATCH):
-                yield self._call(level, tuple(range(start, min(start + _BATCH, self.data.n))), device)
+            for start in range(0, self.data.n, batch_size):
+                yield self._call(level, tuple(range(start, min(start + batch_size, self.data.n))), device)
 
     def answer(self, net: nn.Module, call: Call) -> Tensor:
         """The network's output, (B, C, h, w)."""
@@ -58,9 +63,9 @@ class Calibration:
     def _call(self, level: int, places: tuple[int, ...], device: torch.device) -> Call:
         batch, draw = self.data.batch(places).to(device), Draw(self.seed, level, places)
         shape, total = tuple(batch.mean.shape[1:]), len(self.family.schedule.alpha)
-        t = ((level + draw.uniform("calibration timestep")) * total / LEVELS).long().to(device)
-        noise = draw.normal("calibration noise", shape).to(device)
-        x_0 = batch.latents(draw.normal("calibration latent", shape).to(device))
+        t = ((level + draw.uniform(f"{self.purpose} timestep")) * total / LEVELS).long().to(device)
+        noise = draw.normal(f"{self.purpose} noise", shape).to(device)
+        x_0 = batch.latents(draw.normal(f"{self.purpose} latent", shape).to(device))
         alpha, sigma = self.family.schedule.at(t, x_0.ndim)
         goal = target(self.family.prediction, x_0, noise, alpha, sigma)
         return Call(level, self.family.corrupt(x_0, noise, t), t, batch, goal)

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from decant.bench.machine import machine
 from decant.bench.timer import Latency, time_ms
 from decant.errors import UserError
-from decant.models.cost import parameters
+from decant.models.cost import latent_of, macs_by_module, parameters
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
 from decant.models.families.unet import blank, forward
 from decant.models.load import load
 from decant.models.surgery.cut import cut
 from decant.models.surgery.parts import Removable, passed_by, removable
-from decant.models.surgery.surgery import build, skeleton
+from decant.models.surgery.surgery import build
 from decant.stages.calibrate import LEVELS, Calibration, Call, calibration
 from decant.stages.importance_plot import draw
 from decant.stages.progress import progress
@@ -63,7 +62,7 @@ def importance(
     nn.Module.to(unet, place).requires_grad_(False)
     calls = list(measured.calls(place))
     probe = _Probe(measured, calls, [measured.answer(unet, call) for call in calls])
-    costs = _Costs(_macs_by_module(unet, family.tokens), _latencies(unet, family.tokens, place, repeats))
+    costs = _Costs(macs_by_module(dict(unet.config), family.tokens), _latencies(unet, family.tokens, place, repeats))
     parts, found = removable(dict(unet.config)), []
     with progress("measuring parts", len(parts), inputs.talk) as tick:
         for number, part in enumerate(parts, start=1):
@@ -133,18 +132,6 @@ def _measured(part: Removable, unet: UNet2DConditionModel, probe: _Probe, costs:
     )
 
 
-def _macs_by_module(unet: UNet2DConditionModel, tokens: int) -> dict[str, int]:
-    """Multiply-accumulates of every module in one forward at batch 1 and the network's own size."""
-    config = dict(unet.config)
-    twin = skeleton(config)
-    x_t = torch.empty(1, *_latent(config), device="meta")
-    with FlopCounterMode(display=False) as counter:
-        forward(twin, x_t, torch.zeros(1, device="meta"), blank(config, 1, tokens, "meta"))
-    root = f"{type(twin).__name__}."
-    counts = {name.removeprefix(root): counted for name, counted in counter.get_flop_counts().items()}
-    return {name: sum(counted.values()) // 2 for name, counted in counts.items()}
-
-
 def _latencies(
     unet: UNet2DConditionModel, tokens: int, device: torch.device, repeats: int
 ) -> Callable[[Sequence[str]], Latency]:
@@ -161,7 +148,7 @@ def _latencies(
     handles = [
         module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in unet.named_modules() if name
     ]
-    x_t = torch.randn(1, *_latent(config), device=device)
+    x_t = torch.randn(1, *latent_of(config), device=device)
     forward(unet, x_t, torch.full((1,), 500, device=device), blank(config, 1, tokens, device))
     for handle in handles:
         handle.remove()
@@ -175,9 +162,3 @@ def _latencies(
         return time_ms(call, warmup=2, repeats=repeats)
 
     return clock
-
-
-def _latent(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    side = config["sample_size"]
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    return config["in_channels"], height, width

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from decant.data.latents import Latents
 from decant.losses.output import mse
 from decant.models.families.family import Family
-from decant.train.draw import Draw
-
-_LEVELS = 4
+from decant.stages.calibrate import LEVELS, Calibration
 
 
 @dataclass(frozen=True)
@@ -36,29 +34,9 @@ def output_error(
     was = student.training, teacher.training
     student.eval()
     teacher.eval()
-    errors = [
-        _of_batch(family, student, teacher, data, seed, tuple(range(start, min(start + batch_size, data.n))))
-        for start in range(0, data.n, batch_size)
-    ]
+    proof, sums = Calibration(family, data, seed, "proof"), torch.zeros(data.n)
+    for call in proof.calls(next(student.parameters()).device, batch_size):
+        sums[list(call.batch.samples)] += mse(proof.answer(student, call), proof.answer(teacher, call)).cpu()
     student.train(was[0])
     teacher.train(was[1])
-    return OutputError(torch.cat(errors))
-
-
-def _of_batch(
-    family: Family, student: nn.Module, teacher: nn.Module, data: Latents, seed: int, places: tuple[int, ...]
-) -> Tensor:
-    device = next(student.parameters()).device
-    batch = data.batch(places).to(device)
-    total = len(family.schedule.alpha)
-    sums = torch.zeros(len(places))
-    for level in range(_LEVELS):
-        draw = Draw(seed, level, places)
-        shape = tuple(batch.mean.shape[1:])
-        t = ((level + draw.uniform("proof timestep")) * total / _LEVELS).long().to(device)
-        noise = draw.normal("proof noise", shape).to(device)
-        x_t = family.corrupt(batch.latents(draw.normal("proof latent", shape).to(device)), noise, t)
-        ours = family.denoise(student, x_t, t, batch.condition)
-        theirs = family.denoise(teacher, x_t, t, batch.condition)
-        sums += mse(ours, theirs).cpu()
-    return sums / _LEVELS
+    return OutputError(sums / LEVELS)

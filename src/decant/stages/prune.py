@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 
 from decant.errors import refuse
-from decant.models.cost import macs, parameters
+from decant.models.cost import parameters
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
 from decant.models.layout import Pipeline
@@ -152,13 +152,8 @@ def preview(config: Mapping[str, Any], settings: Prune, tokens: int) -> dict[str
         settings.description(config),
         damage=damage_of(settings.importance),
     )
-    unet = skeleton(surgery.config)
-    side = unet.config["sample_size"]
-    latent = (unet.config["in_channels"], side, side)
     return {
-        "parameters": parameters(unet),
-        "macs": macs(unet, latent, tokens),
-        "tokens": tokens,
+        **figures_of(skeleton(surgery.config), tokens),
         "changes": changes(config, surgery),
         "layer_map": layer_map(surgery.surgery_map),
         "feature_pairs": surgery.surgery_map.features,

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.errors import refuse
-from decant.models.cost import macs, parameters
+from decant.models.cost import latent_of, macs, parameters
 from decant.models.surgery.surgery import SurgeryMap
 
 
@@ -51,7 +51,5 @@ def surgery_map_of(source: str | Path) -> SurgeryMap | None:
 
 def figures_of(unet: UNet2DConditionModel, tokens: int) -> dict[str, int]:
     """Parameters and MACs of one forward: batch 1, the network's own size, a condition of that many tokens."""
-    side = unet.config["sample_size"]
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    work = macs(unet, (unet.config["in_channels"], height, width), tokens)
+    work = macs(unet, latent_of(unet.config), tokens)
     return {"parameters": parameters(unet), "macs": work, "tokens": tokens}

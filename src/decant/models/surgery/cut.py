@@ -1,7 +1,8 @@
 """The one cut: from a teacher's config and weights, and a description, to a student and its map."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from decant.models.surgery.config import student_config
 from decant.models.surgery.features import feature_pairs
 from decant.models.surgery.keep import Keep
 from decant.models.surgery.plan import Damage, Plan, plan
-from decant.models.surgery.spaces import Spaces
+from decant.models.surgery.spaces import Space, Spaces
 from decant.models.surgery.structure import with_defaults
 from decant.models.surgery.surgery import Surgery, SurgeryMap, pick, skeleton
 
@@ -46,12 +47,13 @@ def cut(
     made = plan(config, keep, damage)
     new = student_config(config, made)
     narrowing = _narrowing(config, new, weights, keep, scores)
+    channels = cache(narrowing.kept)  # of a stream a hundred parameters ask
     parameters, kept, cut_weights = {}, {}, {}
     for name, tensor in skeleton(new).state_dict().items():
         parameters[name] = source = _source(name, made)
         if source not in weights:
             raise _not_of_the_config(source, "missing")
-        axes = _kept_axes(name, source, narrowing)
+        axes = _kept_axes(name, source, narrowing, channels)
         _check_fits(source, weights[source], axes, tensor.shape)
         if axes:
             kept[name] = axes
@@ -103,7 +105,9 @@ def _source(name: str, made: Plan) -> str:
     return f"{kept.source}.attentions.{kept.attentions[int(number)]}.{rest}"
 
 
-def _kept_axes(name: str, source: str, narrowing: Narrowing) -> dict[int, list[int]]:
+def _kept_axes(
+    name: str, source: str, narrowing: Narrowing, kept: Callable[[Space], list[int]]
+) -> dict[int, list[int]]:
     """The teacher's indices that stay, of every axis that loses some.
 
     Where the level has gone that a resnet read in the teacher, it takes the channels of what it reads now, at their
@@ -115,7 +119,7 @@ def _kept_axes(name: str, source: str, narrowing: Narrowing) -> dict[int, list[i
         indices: list[int] = []
         start = 0
         for space, earlier in zip(spaces, before, strict=True):
-            chosen, whole = narrowing.kept(space), narrowing.teacher.size(earlier)
+            chosen, whole = kept(space), narrowing.teacher.size(earlier)
             gone = earlier.level >= narrowing.student.structure.levels
             if space != earlier and (not gone or chosen[-1] >= whole):
                 raise _reads_another(name, source, gone)
