@@ -21,7 +21,7 @@ from decant.scenes.folder import draw_folder
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 1500
-WIDTHS = {"wide": [32, 96, 128, 128], "middle": [32, 64, 128, 128], "narrow": [32, 64, 96, 96]}
+WIDTHS = {"wide": [64, 96, 64, 64], "middle": [64, 32, 64, 64], "narrow": [32, 64, 96, 96]}
 CHANNEL_RULES = ("first", "magnitude", "activation", "taylor")
 BLOCK_RULES = ("first", "even", "sensitive")
 SHARE = 0.5  # of the time of all transformer blocks, which stays
@@ -119,7 +119,8 @@ def page(report: dict[str, Any], importance: dict[str, Any], command: str, steps
         f"pictures. Accuracy: {accuracy['n']} captions of held-out scenes, one seed a picture, {first['sampler']} "
         f"{first['steps']} steps, guidance {first['guidance_scale']:g}, percent with 95 % intervals. UNet: one call at "
         f"batch 1, {first['dtype']}, median and range of {latency['n']}, on {report['machine']['cores']} cores of "
-        f"{report['machine']['processor']}.",
+        f"{report['machine']['processor']}. Output error: mean square of the difference to the teacher's output on "
+        "pictures kept from training, of the cut and of the student.",
         "",
     ]
     groups = {
@@ -128,8 +129,9 @@ def page(report: dict[str, Any], importance: dict[str, Any], command: str, steps
         "Transformer blocks taken out, at equal latency": [f"blocks-{rule}" for rule in BLOCK_RULES],
     }
     for title, names in groups.items():
-        lines += [f"## {title}", "", *notes(title, kept), "| student | parameters | UNet, ms | accuracy, % |"]
-        lines += ["|---|---|---|---|", *(row(models[name]) for name in names), ""]
+        head = "| student | parameters | UNet, ms | accuracy, % | output error, cut | output error |"
+        lines += [f"## {title}", "", *notes(title, kept), head, "|" + "---|" * 6]
+        lines += [*(row(models[name]) for name in names), ""]
     return "\n".join(lines)
 
 
@@ -152,7 +154,11 @@ def row(model: dict[str, Any]) -> str:
     accuracy, unet = model["scores"]["scene_accuracy"], model["latency_ms"]["unet"]
     share = f"{100 * accuracy['value']:.1f} ({100 * accuracy['low']:.1f}-{100 * accuracy['high']:.1f})"
     time = f"{unet['median']:.1f} ({unet['low']:.1f}-{unet['high']:.1f})"
-    return f"| {model['name']} | {model['parameters']:,} | {time} | {share} |"
+    held = (
+        json.loads((Path(model["path"]) / "decant.json").read_text())["held_out"] if model["role"] != "teacher" else {}
+    )
+    errors = [f"{held[key]:.4f}" if held else "-" for key in ("output_error_before", "output_error_after")]
+    return f"| {model['name']} | {model['parameters']:,} | {time} | {share} | {' | '.join(errors)} |"
 
 
 def main(words: Sequence[str] | None = None) -> None:

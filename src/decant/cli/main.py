@@ -73,6 +73,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
     out: Path,
     data: Path | None = None,
     cache: Path | None = None,
+    scale: str | None = None,
     sets: Sets = (),
     device: Device | None = None,
     push_to_hub: str | None = None,
@@ -87,6 +88,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
         out: where the run goes.
         data: a folder of pictures with captions.
         cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
+        scale: the recipe for another size of teacher and machine, such as `scenes`; `decant recipes NAME` shows which.
         device: where every stage computes; default: as the recipe says.
         push_to_hub: owner/name of a repository for the last student, private where it is made anew.
         dry_run: print the resolved recipe, and the disk and time that it wants; run nothing.
@@ -96,11 +98,19 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
     if push_to_hub is not None:
         publish.check_ready(push_to_hub)
     if dry_run:
-        document = work.resolved(recipe, sets, teacher=teacher, data=data, out=out, device=device)
+        document = work.resolved(recipe, sets, teacher=teacher, data=data, out=out, device=device, scale=scale)
         say(document, json, document["yaml"])
         return
     done = work.run_and_report(
-        recipe, teacher=teacher, data=data, out=out, sets=sets, talk=talk, cache=cache, device=device
+        recipe,
+        teacher=teacher,
+        data=data,
+        out=out,
+        sets=sets,
+        talk=talk,
+        cache=cache,
+        device=device,
+        scale=scale,
     )
     if push_to_hub is not None:
         talk(f"pushing {done['student']} to {push_to_hub}")
@@ -281,7 +291,7 @@ def generate(  # noqa: PLR0913 (the options of a picture)
     steps: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     seed: int = 0,
     guidance_scale: float = 7.5,
-    sampler: Literal["ddim", "lcm", "euler", "dpm++", "as-is"] = "ddim",
+    sampler: Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"] = "ddim",
     size: int | None = None,
     device: Device = "auto",
     json: Json = False,
@@ -320,7 +330,7 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
     *models: str,
     steps: int = 25,
     guidance_scale: float = 7.5,
-    sampler: Literal["ddim", "lcm", "euler", "dpm++", "as-is"] = "ddim",
+    sampler: Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"] = "ddim",
     size: int | None = None,
     batch_size: int = 4,
     warmup: int = 1,

@@ -10,7 +10,7 @@ import yaml
 from decant.errors import refuse
 from decant.models.device import Device, pick
 from decant.recipe.runner import check_own, check_places, resolve, run_recipe, run_stage
-from decant.recipe.schema import Recipe, Step, load_recipe, override
+from decant.recipe.schema import Recipe, Step, load_recipe, override, scaled
 from decant.report.collect import collect
 from decant.report.page import write_report
 from decant.stages.all import STAGES
@@ -19,7 +19,7 @@ Talk = Callable[[str], None]
 QUICKSTART_PICTURES = 2000
 
 
-def run_and_report(
+def run_and_report(  # noqa: PLR0913 (what a command line can say of a run)
     recipe: str,
     *,
     teacher: str,
@@ -29,12 +29,13 @@ def run_and_report(
     talk: Talk,
     cache: Path | None = None,
     device: Device | None = None,
+    scale: str | None = None,
 ) -> dict[str, Any]:
     """Run a recipe; where it evaluates, also write ``report.json`` and ``report.html``.
 
     ``student`` is the folder of the last stage that gives a pipeline, None where no stage does.
     """
-    chosen = _chosen(recipe, sets, device)
+    chosen = _chosen(recipe, sets, device, scale)
     done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=cache)
     evaluated = any(step.stage == "evaluate" for step in chosen.stages)
     students = [out / stage["folder"] for stage in done["stages"] if STAGES[stage["stage"]].gives_pipeline]
@@ -55,12 +56,19 @@ def student_of(done: Mapping[str, Any]) -> Path:
 
 
 def resolved(
-    recipe: str, sets: Sequence[str], *, teacher: str, data: Path | None, out: Path, device: Device | None = None
+    recipe: str,
+    sets: Sequence[str],
+    *,
+    teacher: str,
+    data: Path | None,
+    out: Path,
+    device: Device | None = None,
+    scale: str | None = None,
 ) -> dict[str, Any]:
     """The recipe with every setting filled in and what it wants of the machine, as a document and as YAML."""
     from decant.recipe.forecast import forecast, told
 
-    chosen = _chosen(recipe, sets, device)
+    chosen = _chosen(recipe, sets, device, scale)
     jobs = resolve(chosen, STAGES)
     check_places(data, out, None)
     check_own(out, jobs)
@@ -81,9 +89,11 @@ def resolved(
     return {**document, **wanted, "yaml": f"{text}{told(wanted)}"}
 
 
-def _chosen(recipe: str, sets: Sequence[str], device: Device | None) -> Recipe:
+def _chosen(recipe: str, sets: Sequence[str], device: Device | None, scale: str | None) -> Recipe:
     """A recipe with what the command line changes in it; a device that is not here is refused at once."""
     chosen = load_recipe(recipe)
+    if scale is not None:
+        chosen = scaled(chosen, scale)
     if device is not None:
         pick(device)
         computing = [step for step in chosen.stages if "device" in _settings_of_kind(step.stage)]

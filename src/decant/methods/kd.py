@@ -1,48 +1,78 @@
 """Knowledge distillation: the student learns the data, the teacher's output, and the teacher's features.
 
 Kim et al. 2023, "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", eqs. 1-3: task, output
-and feature terms. Segmind's small and tiny, SSD-1B and Vega are the same with other weights and pairs; with
-``guidance_scale`` the output term follows the guided teacher, so that the student needs no guidance.
+and feature terms. Segmind's small and tiny, SSD-1B and Vega, KOALA are the same with other weights, pairs and
+teachers; with ``guidance_scale`` the output term follows the guided teacher, so that the student needs no guidance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from decant.data.batch import Batch
-from decant.losses.feature import feature_mse
-from decant.losses.output import mse
+from decant.losses.cosine import cosine_distance
+from decant.losses.output import huber, mse
 from decant.losses.term import Term
+from decant.maths import timesteps
 from decant.maths.guidance import guide
 from decant.maths.prediction import target
-from decant.maths.timesteps import uniform
+from decant.maths.ramp import Ramp, ever, value_at
 from decant.maths.weights import min_snr
 from decant.models.families.family import Family
+from decant.models.projection import Projected, Projection
 from decant.models.taps import Tapped, tap
 from decant.train.draw import Draw
 from decant.train.method import Player
 
 Condition = Mapping[str, Tensor]
+Distance = Literal["mse", "huber", "cosine"]
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Where timesteps are drawn from. uniform: all. trailing: ``count`` of them, which may shrink with the run (a
+    progressive chain). log_normal: by noise level, ``mean`` and ``std`` of ln(sigma).
+    """
+
+    kind: Literal["uniform", "trailing", "log_normal"] = "uniform"
+    count: float | Ramp = 1000
+    mean: float = -1.2
+    std: float = 1.2
 
 
 @dataclass(frozen=True)
 class Knobs:
     """What makes one published recipe of this method differ from another.
 
-    task, output, feature: weights of the terms; one of 0 is not computed. min_snr_gamma: weighs task and
-    output by min-SNR. caption_dropout: the share of samples trained without their caption. guidance_scale: of
-    the output term's teacher, None for the plain one. ema: decay of the student's average, None for none.
+    task, output, feature: weights of the terms, which may follow the run; one that is 0 from first to last is not
+    computed. output_distance, feature_distance: how far apart two answers are; the task's is always the squared error.
+    min_snr_gamma: weighs task and output by min-SNR, and the features too with feature_snr. caption_dropout: the share
+    of samples trained without their caption. guidance_scale: of the output term's teacher, None for the plain one; two
+    numbers: drawn for each sample between them. timesteps: see `Timesteps`. steps: of the whole run, for what follows
+    it. switches: with several teachers, the steps at which the second, third, ... takes over. ema: decay of the
+    student's average, None for none.
     """
 
-    task: float = 1.0
-    output: float = 1.0
-    feature: float = 1.0
+    task: float | Ramp = 1.0
+    output: float | Ramp = 1.0
+    feature: float | Ramp = 1.0
+    output_distance: Distance = "mse"
+    feature_distance: Distance = "mse"
     min_snr_gamma: float | None = None
-    caption_dropout: float = 0.0
-    guidance_scale: float | None = None
+    feature_snr: bool = False
+    caption_dropout: float | Ramp = 0.0
+    guidance_scale: float | tuple[float, float] | None = None
+    timesteps: Timesteps = Timesteps()
+    steps: int = 1
+    switches: tuple[int, ...] = ()
     ema: float | None = None
+
+    def progress(self, step: int) -> float:
+        """How much of the run is over at update ``step``, counted from 0: 0 at the first, 1 at the last."""
+        return min(1.0, step / max(1, self.steps - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +94,29 @@ class KD:
         cls,
         family: Family,
         student: nn.Module,
-        teacher: nn.Module,
+        teachers: nn.Module | Sequence[nn.Module],
         pairs: Mapping[str, str],
         knobs: Knobs = Knobs(),
+        projections: Mapping[str, Projection] | None = None,
+        trained: Callable[[str], bool] = lambda name: True,
     ) -> "KD":
-        """Tap both networks at ``pairs`` (``SurgeryMap.features``), as far as the terms need it.
+        """Tap the networks at ``pairs`` (``SurgeryMap.features``), as far as the terms need it.
 
-        Networks already tapped at those modules are taken as they are. Raises UserError for a module that is
-        not there.
+        ``projections`` are trained beside the student, by the student module whose feature they map. ``trained`` says
+        by its name which of the student's parameters are trained: all, or those of a LoRA. Networks already tapped at
+        those modules are taken as they are. Raises UserError for a module that is not there.
         """
-        pairs = dict(pairs) if knobs.feature else {}
+        teachers = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
+        assert len(knobs.switches) == len(teachers) - 1, "one switch fewer than teachers"
+        pairs = dict(pairs) if ever(knobs.feature) else {}
         student = _tapped(student, list(pairs))
-        trained = frozenset(name for name, _ in student.named_parameters())
-        needs_teacher = knobs.output or pairs
-        frozen = {"teacher": _tapped(teacher, list(pairs.values()))} if needs_teacher else {}
-        return cls(family, {"student": Player(student, trained, knobs.ema)}, frozen, pairs, knobs)
+        if pairs and projections:
+            assert isinstance(student, Tapped)
+            student = Projected(student, projections)
+        learns = frozenset(name for name, _ in student.named_parameters() if "projections." in name or trained(name))
+        needed = teachers if ever(knobs.output) or pairs else []
+        frozen = {_teacher_name(n): _tapped(each, list(pairs.values())) for n, each in enumerate(needed)}
+        return cls(family, {"student": Player(student, learns, knobs.ema)}, frozen, pairs, knobs)
 
     def turn(self, step: int) -> str:
         """Always the student's."""
@@ -86,45 +124,89 @@ class KD:
 
     def terms(self, player: str, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, step: int) -> Sequence[Term]:
         """``task``, ``output`` and ``feature/<student module>`` of every pair, for one timestep a sample."""
-        x_t, t, goal = self._corrupted(batch, draw)
-        condition = self._condition(batch, draw)
+        knobs, progress = self.knobs, self.knobs.progress(step)
+        x_t, t, goal = self._corrupted(batch, draw, progress)
+        condition = self._condition(batch, draw, value_at(knobs.caption_dropout, progress))
         # The teacher first: the student's activations do not lie in memory yet.
-        taught, inside = self._taught(nets, batch, x_t, t, condition)
+        taught, inside = self._taught(nets, batch, draw, x_t, t, condition, step)
         output, features = self._run(nets["student"], x_t, t, condition)
         weight = self._weight(t)
-        terms = [Term("task", mse(output, goal), self.knobs.task * weight)] if self.knobs.task else []
-        if taught is not None and self.knobs.output:
-            terms.append(Term("output", mse(output, taught), self.knobs.output * weight))
-        return terms + self._feature_terms(features, inside)
+        terms = [Term("task", mse(output, goal), value_at(knobs.task, progress) * weight)] if ever(knobs.task) else []
+        if taught is not None and ever(knobs.output):
+            apart = _distance(knobs.output_distance)(output, taught)
+            terms.append(Term("output", apart, value_at(knobs.output, progress) * weight))
+        return terms + self._feature_terms(features, inside, weight, value_at(knobs.feature, progress))
 
     def _taught(
-        self, nets: Mapping[str, nn.Module], batch: Batch, x_t: Tensor, t: Tensor, condition: Condition
+        self,
+        nets: Mapping[str, nn.Module],
+        batch: Batch,
+        draw: Draw,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition,
+        step: int,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """The teacher's output, guided if asked for, and its features; None where no term needs it."""
         if not self.frozen:
             return None, {}
+        teacher = nets[_teacher_name(sum(step >= switch for switch in self.knobs.switches))]
         with torch.inference_mode():
-            taught, features = self._run(nets["teacher"], x_t, t, condition)
-            if self.knobs.output and self.knobs.guidance_scale is not None:
-                unconditional, _ = self._run(nets["teacher"], x_t, t, batch.null)
-                taught = guide(taught, unconditional, self.knobs.guidance_scale)
+            if ever(self.knobs.output) and self.knobs.guidance_scale is not None:
+                taught, features = self._guided(teacher, batch, draw, x_t, t, condition)
+            else:
+                taught, features = self._run(teacher, x_t, t, condition)
         # A loss keeps its target for the backward pass, which what inference mode makes may not be.
         return taught.clone(), {name: features.pop(name).clone() for name in list(features)}
 
-    def _corrupted(self, batch: Batch, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    def _guided(
+        self, teacher: nn.Module, batch: Batch, draw: Draw, x_t: Tensor, t: Tensor, condition: Condition
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both halves in one call; features are those of the conditional half."""
+        both = {name: torch.cat([value, batch.null[name]]) for name, value in condition.items()}
+        output, features = self._run(teacher, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        conditional, unconditional = output.chunk(2)
+        scale = self._scale(draw)
+        scale = scale.to(output).view(-1, 1, 1, 1) if isinstance(scale, Tensor) else scale
+        taught = guide(conditional, unconditional, scale)
+        return taught, {name: feature[: len(x_t)] for name, feature in features.items()}
+
+    def _scale(self, draw: Draw) -> float | Tensor:
+        scale = self.knobs.guidance_scale
+        assert scale is not None
+        if isinstance(scale, tuple):
+            low, high = scale
+            return low + (high - low) * draw.uniform("guidance")
+        return scale
+
+    def _corrupted(self, batch: Batch, draw: Draw, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """x_t ``(B, C, h, w)``, t ``(B,)`` and what a perfect student answers ``(B, C, h, w)``."""
         device, shape = batch.mean.device, tuple(batch.mean.shape[1:])
         x_0 = batch.latents(draw.normal("latent", shape).to(device))
         noise = draw.normal("noise", shape).to(device)
-        t = uniform(draw.uniform("timestep"), len(self.family.schedule.alpha)).to(device)
+        t = self._timesteps(draw.uniform("timestep"), progress).to(device)
         alpha, sigma = self.family.schedule.at(t, x_0.ndim)
         goal = target(self.family.prediction, x_0, noise, alpha, sigma)
         return self.family.corrupt(x_0, noise, t), t, goal
 
-    def _condition(self, batch: Batch, draw: Draw) -> Condition:
-        if not self.knobs.caption_dropout:
+    def _timesteps(self, u: Tensor, progress: float) -> Tensor:
+        how, total = self.knobs.timesteps, len(self.family.schedule.alpha)
+        match how.kind:
+            case "uniform":
+                return timesteps.uniform(u, total)
+            case "trailing":
+                count = min(total, round(value_at(how.count, progress)))
+                return timesteps.on_grid(u, timesteps.trailing(total, count))
+            case "log_normal":
+                snr = self.family.schedule.snr(torch.arange(total))
+                return timesteps.log_normal(u, snr, how.mean, how.std)
+            case _:
+                assert_never(how.kind)
+
+    def _condition(self, batch: Batch, draw: Draw, dropout: float) -> Condition:
+        if not dropout:
             return batch.condition
-        dropped = draw.uniform("dropout") < self.knobs.caption_dropout
+        dropped = draw.uniform("dropout") < dropout
         return {
             name: torch.where(dropped.to(kept.device).view(-1, *(1,) * (kept.ndim - 1)), batch.null[name], kept)
             for name, kept in batch.condition.items()
@@ -139,11 +221,31 @@ class KD:
         answer = self.family.denoise(net, x_t, t, condition)
         return answer if isinstance(answer, tuple) else (answer, {})
 
-    def _feature_terms(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> list[Term]:
+    def _feature_terms(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], snr: float | Tensor, weight: float
+    ) -> list[Term]:
+        distance = _distance(self.knobs.feature_distance)
+        weighted = weight * snr if self.knobs.feature_snr else weight
         return [
-            Term(f"feature/{mine}", feature_mse(student[mine], teacher[theirs]), self.knobs.feature)
+            Term(f"feature/{mine}", distance(student[mine], teacher[theirs]), weighted)
             for mine, theirs in self.pairs.items()
         ]
+
+
+def _distance(kind: Distance) -> Callable[[Tensor, Tensor], Tensor]:
+    match kind:
+        case "mse":
+            return mse
+        case "huber":
+            return huber
+        case "cosine":
+            return cosine_distance
+        case _:
+            assert_never(kind)
+
+
+def _teacher_name(number: int) -> str:
+    return "teacher" if number == 0 else f"teacher-{number + 1}"
 
 
 def _tapped(net: nn.Module, names: Sequence[str]) -> nn.Module:

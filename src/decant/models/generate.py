@@ -6,6 +6,7 @@ from typing import Any, Literal, assert_never
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
@@ -15,7 +16,7 @@ from torch import Tensor
 from decant.errors import refuse
 from decant.models.layout import Pipeline, rebuilt
 
-Sampler = Literal["ddim", "lcm", "euler", "dpm++", "as-is"]
+Sampler = Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"]
 
 
 def generate(
@@ -107,6 +108,8 @@ def _scheduler(pipeline: Pipeline, sampler: Sampler) -> Any:
     match sampler:
         case "ddim":
             return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+        case "ddpm":
+            return DDPMScheduler.from_config(config, clip_sample=False)
         case "lcm":
             return LCMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
         case "euler":

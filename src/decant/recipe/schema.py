@@ -42,7 +42,7 @@ class Recipe(BaseModel):
     """A recipe: what it makes, where the method is published, and its stages in order.
 
     ``command``, ``hardware`` and ``expected`` are for people: how to run it, on what, and the figures to
-    expect.
+    expect. ``scales`` are lists of overrides, by name: the same recipe for another size of teacher and machine.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +55,7 @@ class Recipe(BaseModel):
     hardware: str = ""
     expected: str = ""
     seed: int = Field(default=0, ge=0)
+    scales: dict[str, tuple[str, ...]] = {}
     stages: tuple[Step, ...] = Field(min_length=1)
 
     def to_yaml(self) -> str:
@@ -81,6 +82,15 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise refuse("recipe", f"no file {text}", allowed="a YAML file that exists, or a preset", hint="check the path")
     allowed = f"a preset ({', '.join(presets) or 'none shipped'}) or the path of a YAML file"
     raise refuse("recipe", f"no recipe {text!r}", allowed=allowed, hint=nearest(text, presets))
+
+
+def scaled(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with the overrides of one of its ``scales``. Raises ``UserError`` with the nearest name."""
+    if name not in recipe.scales:
+        allowed = ", ".join(recipe.scales) or f"none: {recipe.name} has one scale"
+        hint = nearest(name, recipe.scales) if recipe.scales else "leave --scale out"
+        raise refuse("--scale", name, allowed=allowed, hint=hint)
+    return override(recipe, recipe.scales[name])
 
 
 def check_wiring(recipe: Recipe, place: str) -> None:

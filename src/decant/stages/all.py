@@ -1,10 +1,13 @@
 """The stages a recipe can name. A new stage is one file and one line here."""
 
-from decant.stages import distill, evaluate, prune
+from decant.stages import adopt, distill, evaluate, prune, quantize, sparsify
 from decant.stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
     "prune": prune.STAGE,
+    "adopt": adopt.STAGE,
     "distill": distill.STAGE,
+    "sparsify": sparsify.STAGE,
+    "quantize": quantize.STAGE,
     "evaluate": evaluate.STAGE,
 }

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from decant.train.loop import Step
@@ -12,6 +13,7 @@ class Curve:
 
     def __init__(self, path: Path, done: int, steps: int) -> None:
         self.path, self.every = path, max(1, steps // 200)
+        self._rates: list[float] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_lines(path, done)
 
@@ -24,8 +26,14 @@ class Curve:
 
     def add(self, step: Step) -> None:
         """One line, at once: a killed run leaves at most half of one."""
+        self._rates.append(step.images_per_second)
         self.file.write(json.dumps({"step": step.step, "losses": step.losses}) + "\n")
         self.file.flush()
+
+    @property
+    def images_per_second(self) -> float:
+        """The median over the steps of this process; 0 before the first."""
+        return median(self._rates) if self._rates else 0.0
 
     def thinned(self) -> list[dict[str, Any]]:
         """About two hundred points, each the mean over its stretch of steps: ``{"step", "losses"}``."""

@@ -1,108 +1,41 @@
 """Distil a student from its teacher on captioned pictures."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from pydantic import Field
 from torch import nn
 
+from decant.bench.timer import peak_memory_mb
 from decant.data.batch import Batch
 from decant.data.folder import Captioned, split
 from decant.data.latents import Latents
 from decant.data.order import stream
 from decant.errors import refuse
-from decant.methods.kd import KD, Knobs
-from decant.models.device import Device, pick
-from decant.models.families.family import Family
-from decant.models.families.of import family_of
+from decant.methods.kd import KD
+from decant.models.device import pick
 from decant.models.generate import generate
 from decant.models.layout import Pipeline
 from decant.models.load import cast, load, save, stored_dtype, with_unet
+from decant.models.projection import Projected
 from decant.models.taps import Tapped
 from decant.stages.curve import Curve
+from decant.stages.distill_settings import Distill
 from decant.stages.encode import encode_data
 from decant.stages.interrupt import asked_to_stop
+from decant.stages.lora import merged, write_lora
+from decant.stages.midway import Midway, drawing
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_strip
+from decant.stages.players import Players, method_of, open_players
 from decant.stages.progress import progress
-from decant.stages.record import figures_of, inherited, read_record, surgery_map_of
+from decant.stages.record import figures_of, inherited, read_record
 from decant.stages.scan import scan_data
-from decant.stages.stage import Inputs, Settings, Stage
+from decant.stages.stage import Inputs, Stage
 from decant.train.loop import Step, loop
-from decant.train.optimizers import LRSchedule
 from decant.train.state import Precision, RunSettings, TrainState
-
-
-class Distill(Settings):
-    """How to distil. Weights of terms, optimiser, data; defaults are BK-SDM's own where it states one."""
-
-    steps: int = Field(1000, ge=1, description="updates of the student")
-    batch_size: int = Field(16, ge=1, description="pictures in one forward")
-    accumulation: int = Field(
-        1, ge=1, description="forwards in one update: an update sees batch_size x accumulation pictures"
-    )
-    size: int | None = Field(None, ge=8, description="pixels; None: the network's own")
-    task: float = Field(1.0, ge=0, description="weight of the error to the noise itself")
-    output: float = Field(1.0, ge=0, description="weight of the error to the teacher's output")
-    feature: float = Field(1.0, ge=0, description="weight of the error to the paired features")
-    min_snr_gamma: float | None = Field(
-        None, gt=0, description="weigh task and output by min-SNR with this gamma; null: all timesteps alike"
-    )
-    caption_dropout: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="part of the pictures trained without their caption, so that guidance keeps working",
-    )
-    teacher_guidance_scale: float | None = Field(
-        None, gt=1, description="learn the teacher's guided output at this scale; null: the plain one"
-    )
-    learning_rate: float = Field(5e-5, gt=0, description="of AdamW, at its highest")
-    schedule: LRSchedule = Field("constant", description="how the learning rate goes over the steps")
-    warmup: int = Field(0, ge=0, description="steps in which it grows from nothing")
-    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="decay of the average of the weights that is shipped in their place; null: none"
-    )
-    precision: Precision = Field("no", description="mixed precision; no: float32")
-    compile: bool = Field(False, description="torch.compile: a minute to begin with, then a faster step")
-    fast_products: bool = Field(False, description="on a CPU: products of bfloat16 factors, attention unfused")
-    gradient_checkpointing: bool = Field(False, description="less memory for activations, a slower step")
-    device: Device = Field("auto", description="auto: an accelerator if there is one")
-    held_out: float = Field(0.1, gt=0, lt=1, description="part of the pictures kept for the proof")
-    held_out_most: int = Field(64, ge=1, description="at most so many of them are measured")
-    max_skipped: float = Field(
-        0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
-    )
-    checkpoint_every: int = Field(500, ge=1, description="steps; what a power cut can cost at most")
-    checkpoints: int = Field(2, ge=1, description="how many of the last ones stay")
-    sample_every: int | None = Field(
-        None, ge=1, description="steps between strips of sample pictures beside the checkpoints; null: none"
-    )
-    sample_steps: int = Field(25, ge=1, description="sampler steps of a sample picture")
-    trackers: tuple[Literal["tensorboard", "wandb", "aim", "mlflow"], ...] = Field(
-        (), description="log to these as well, through Accelerate"
-    )
-
-
-# What SDXL's networks are told besides the text: one of another kind cannot take the teacher's conditions.
-_TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
-
-
-@dataclass(frozen=True)
-class _Players:
-    """What a run is made of, opened, and the captions of its sample pictures."""
-
-    teacher: Pipeline
-    student: UNet2DConditionModel
-    family: Family
-    captions: tuple[str, ...]
 
 
 def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
@@ -113,21 +46,27 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     """
     captioned = scan_data(inputs, settings.max_skipped, out)
     train_part, held_part = split(captioned, settings.held_out, inputs.seed)
-    players = _open(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
+    players = open_players(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
+    method = method_of(settings, inputs, players)
     device = pick(settings.device)
     cut = _cut_captions(players, [*train_part.captions, *held_part.captions], inputs)
     train, held = _encode(players, settings, inputs, device, train_part, held_part.first(settings.held_out_most))
     proof = _Proof(players, held, inputs.seed, device)
     before = proof.measure(players.student)
-    method = _method(settings, inputs, players)
     state = TrainState.start(
         method, _run_settings(settings, inputs), device=settings.device, trackers=settings.trackers, folder=inputs.work,
         extra={"batch_size": settings.batch_size, "accumulation": settings.accumulation, "pictures": train.n},
     )  # fmt: skip
     curve = _train(method, train, state, settings, inputs, players)
     _finish(method, state)
-    if settings.precision != "no":  # the trainer has cast the teacher
+    midway = Midway(settings, inputs, players)
+    best = midway.take_best(players.student)
+    if _precision(settings) != "no":  # the trainer has cast the teacher
         players.teacher.register_modules(unet=load(inputs.teacher).unet)
+    lora = write_lora(players.student, settings.lora, out) if settings.lora is not None else None
+    if lora:
+        players = replace(players, student=merged(players.teacher, inputs.source, out))
+        proof = replace(proof, players=players)
     stored = stored_dtype(inputs.teacher)
     nn.Module.to(players.student, dtype=stored).float()  # so that what is measured is what is stored
     after = proof.measure(players.student)
@@ -138,46 +77,20 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
         **_record(inputs, captioned, {"used": train.n, "held_out": held.n, "captions_cut": cut}),
         "figures": figures_of(players.student, players.family.tokens),
         "held_out": {"n": held.n, "output_error_before": before, "output_error_after": after},
-        "training": curve,
+        "training": curve.thinned(),
+        "pace": {
+            "images_per_second": round(curve.images_per_second, 2),
+            "peak_memory_mb": round(peak_memory_mb().process_mb, 1),
+        },
+        **({"lora": lora} if lora else {}),
+        **({"evaluations": midway.history, "step": best} if best else {}),
     }
 
 
-def _open(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -> _Players:
-    teacher = load(inputs.teacher)
-    student = load(inputs.source).unet
-    for name in ("in_channels", "out_channels", "cross_attention_dim", *_TOLD):
-        own, theirs = student.config[name], teacher.unet.config[name]
-        if own != theirs:
-            raise refuse(
-                f"student {inputs.source}: {name}",
-                own,
-                allowed=f"{theirs}, as the teacher's",
-                hint="cut the student from this teacher",
-            )
-    if settings.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
-    return _Players(teacher, student, family_of(teacher), captions)
-
-
-def _method(settings: Distill, inputs: Inputs, players: _Players) -> KD:
-    known = surgery_map_of(inputs.source)
-    if settings.feature and known is None:
-        raise refuse(
-            f"student {inputs.source}",
-            "no surgery map in its decant.json",
-            allowed="a student that decant cut",
-            hint="`decant prune` writes the map that pairs layers; or set feature=0",
-        )
-    knobs = Knobs(
-        task=settings.task,
-        output=settings.output,
-        feature=settings.feature,
-        min_snr_gamma=settings.min_snr_gamma,
-        caption_dropout=settings.caption_dropout,
-        guidance_scale=settings.teacher_guidance_scale,
-        ema=settings.ema,
-    )
-    return KD.of(players.family, players.student, players.teacher.unet, known.features if known else {}, knobs)
+def _precision(settings: Distill) -> Precision:
+    if settings.precision != "auto":
+        return settings.precision
+    return "fp16" if pick(settings.device).type == "cuda" else "no"
 
 
 def _run_settings(settings: Distill, inputs: Inputs) -> RunSettings:
@@ -189,14 +102,14 @@ def _run_settings(settings: Distill, inputs: Inputs) -> RunSettings:
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         clip=settings.clip,
-        precision=settings.precision,
+        precision=_precision(settings),
         compile=settings.compile,
         fast_products=settings.fast_products,
     )
 
 
 def _encode(
-    players: _Players,
+    players: Players,
     settings: Distill,
     inputs: Inputs,
     device: torch.device,
@@ -227,7 +140,7 @@ def _check_size(size: int, pipeline: Pipeline) -> None:
 class _Proof:
     """The output error to the teacher on pictures that training never sees."""
 
-    players: _Players
+    players: Players
     held: Latents
     seed: int
     device: torch.device
@@ -239,14 +152,13 @@ class _Proof:
         return output_error(self.players.family, student, teacher, self.held, self.seed).mean
 
 
-def _train(
-    method: KD, data: Latents, state: TrainState, settings: Distill, inputs: Inputs, players: _Players
-) -> list[dict[str, Any]]:
+def _train(method: KD, data: Latents, state: TrainState, settings: Distill, inputs: Inputs, players: Players) -> Curve:
     def batches(step: int) -> list[Batch]:
         first = step * settings.accumulation
         numbers = range(first, first + settings.accumulation)
         return [data.batch(stream(inputs.seed, number, settings.batch_size, data.n)) for number in numbers]
 
+    midway = Midway(settings, inputs, players)
     if state.resume(inputs.work):
         inputs.talk(f"goes on from the checkpoint of step {state.step}")
     log = Curve(inputs.work / "losses.jsonl", state.step, settings.steps)
@@ -257,8 +169,10 @@ def _train(
             if step.step % settings.checkpoint_every == 0 or step.step == settings.steps:
                 state.save(inputs.work, settings.checkpoints)
             if settings.sample_every and step.step % settings.sample_every == 0:
-                _sample(step.step, state, settings, inputs, players)
-    return log.thinned()
+                _sample(state, settings, inputs, players)
+            if settings.evaluate_every and step.step % settings.evaluate_every == 0:
+                midway.at(state)
+    return log
 
 
 def _guarded(steps: Iterator[Step], state: TrainState, settings: Distill, inputs: Inputs) -> Iterator[Step]:
@@ -279,25 +193,19 @@ def _finish(method: KD, state: TrainState) -> None:
         state.ema["student"].copy_to(student)
     student.requires_grad_(False).eval()
     for module in (student, *method.frozen.values()):
-        if isinstance(module, Tapped):
+        if isinstance(module, Tapped | Projected):
             module.close()
 
 
-def _sample(step: int, state: TrainState, settings: Distill, inputs: Inputs, players: _Players) -> None:
+def _sample(state: TrainState, settings: Distill, inputs: Inputs, players: Players) -> None:
     """A strip of the student's pictures, with the averaged weights where an average is kept."""
-    average = state.ema.get("student")
-    shown = average.applied(state.players["student"].module) if average else nullcontext()
-    pipeline = with_unet(players.teacher, players.student)
-    with shown, torch.no_grad():
-        players.student.eval()
-        for encoder in sum(players.family.encoders().values(), ()):
-            nn.Module.to(encoder, players.student.device)
-        pictures = list(generate(pipeline, players.captions, range(len(players.captions)), steps=settings.sample_steps))
-        players.student.train()
-    save_strip(pictures, inputs.work / "samples" / f"step-{step:06d}.png")
+    with drawing(state, players) as pipeline:
+        captions = players.captions
+        pictures = list(generate(pipeline, captions, range(len(captions)), steps=settings.sample_steps))
+    save_strip(pictures, inputs.work / "samples" / f"step-{state.step:06d}.png")
 
 
-def _cut_captions(players: _Players, captions: Sequence[str], inputs: Inputs) -> int:
+def _cut_captions(players: Players, captions: Sequence[str], inputs: Inputs) -> int:
     """How many captions the text encoder cannot read to their end, told."""
     longest = players.family.tokens
     cut = sum(n > longest for n in players.family.lengths(captions))

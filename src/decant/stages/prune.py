@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
 
 from decant.errors import refuse
@@ -42,6 +43,9 @@ class Prune(Settings):
         None, description="for the rule sensitive: the file that `decant importance` wrote for this teacher"
     )
     channels: ChannelRule = Field("first", description="which channels stay in a level that is narrowed")
+    weights: Literal["teacher", "random"] = Field(
+        "teacher", description="random: the same network begun from nothing, to compare with"
+    )
     calibration: int = Field(
         64, ge=1, description="pictures that the channel rules activation and taylor measure the teacher on"
     )
@@ -78,7 +82,7 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
     surgery = cut(config, pipeline.unet.state_dict(), keep, damage=damage_of(settings.importance), scores=scores)
     surgery, whole = _to_teacher(surgery, config, inputs)
     told = changes(whole, surgery)
-    unet = build(surgery)
+    unet = build(surgery) if settings.weights == "teacher" else _untrained(surgery.config, inputs.seed)
     save(cast(with_unet(pipeline, unet), stored_dtype(inputs.source)), out)
     after = parameters(unet)
     inputs.talk(f"{settings.name}: {before:,} -> {after:,} parameters")
@@ -92,6 +96,12 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
         "figures": figures_of(unet, family.tokens),
         **inherited(inputs.source),
     }
+
+
+def _untrained(config: Mapping[str, Any], seed: int) -> UNet2DConditionModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel.from_config(dict(config)).eval()
 
 
 def damage_of(importance: Path | None) -> Damage | None:

@@ -2,13 +2,11 @@
 
 import json
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -16,7 +14,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from decant.errors import nearest, refuse
@@ -32,12 +29,25 @@ from decant.models.scenes_teacher import (
     new_vae,
 )
 from decant.scenes.captions import caption
-from decant.scenes.classes import CLASSES, classes
-from decant.scenes.render import render
-from decant.scenes.world import Scene, draw_scene, scenes
+from decant.scenes.classes import classes
+from decant.scenes.world import draw_scene, scenes
 from decant.stages.pictures import save_strip
+from decant.stages.teacher_parts import (
+    Log,
+    Part,
+    Reader,
+    Talk,
+    averaged,
+    encoded,
+    one_cycle,
+    paced,
+    stratified_timesteps,
+    to_unit,
+    tokens_of,
+    training_pictures,
+)
+from decant.stages.teacher_xl import train_xl
 
-Talk = Callable[[str], None]
 DONE = "part.json"
 CARD = """---
 license: apache-2.0
@@ -59,23 +69,6 @@ else: no photographs, no people, no text. It is there so that a distillation can
 """
 
 
-class Part(BaseModel):
-    """One part of the recipe: at most an hour on two cores, from weights to weights."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    kind: Literal["vae", "denoiser", "decoder"]
-    pictures: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    crop: int = 64
-    l1_weight: float = 0.0
-    compile: bool = False
-    read_weight: float = 0.0
-    stop_at: int | None = None
-
-
 class TeacherRecipe(BaseModel):
     """The parts in order and the one seed."""
 
@@ -87,29 +80,6 @@ class TeacherRecipe(BaseModel):
 def read_recipe(path: Path) -> TeacherRecipe:
     """The recipe in a YAML file."""
     return TeacherRecipe(**yaml.safe_load(path.read_text()))
-
-
-def training_pictures(n: int) -> Tensor:
-    """The first ``n`` training scenes as uint8 (n, 3, 64, 64)."""
-    drawn = np.stack([render(draw_scene(seed, "train"), seed) for seed in range(n)])
-    return torch.from_numpy(drawn).permute(0, 3, 1, 2).contiguous()
-
-
-def to_unit(pictures: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
-
-
-def one_cycle(optimiser: torch.optim.Optimizer, part: Part) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Cosine up over a twentieth of the steps, cosine down to nothing over the rest."""
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, part.learning_rate, total_steps=part.steps + 1, pct_start=0.05, div_factor=25
-    )
-
-
-def averaged(module: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a module's weights."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def random_crops(pictures: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -129,47 +99,15 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor, l1_weight: float) -> 
     return mse + l1_weight * (y - x).abs().mean() + 5e-5 * kl, mse.detach()
 
 
-def _pace(part: Part, seed: int) -> Iterator[tuple[int, torch.Generator]]:
-    for step in range(part.stop_at or part.steps):
-        yield step, torch.Generator().manual_seed(zlib.crc32(f"{seed} {part.name} {step}".encode()))
-
-
-class _Log:
-    """Progress lines with the time left, and a JSON-lines file of the losses."""
-
-    def __init__(self, part: Part, folder: Path, talk: Talk) -> None:
-        self.part, self.talk, self.begin = part, talk, time.time()
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        self.file = (folder / "log.jsonl").open("w")
-
-    def step(self, step: int, figures: dict[str, float], every: int = 100) -> None:
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count += 1
-        if (step + 1) % every and step + 1 != self.part.steps:
-            return
-        means = {name: total / self.count for name, total in self.sums.items()}
-        spent = time.time() - self.begin
-        left = spent / (step + 1) * (self.part.steps - step - 1)
-        self.file.write(
-            json.dumps({"part": self.part.name, "step": step + 1, "seconds": round(spent, 1), **means}) + "\n"
-        )
-        self.file.flush()
-        shown = "  ".join(f"{name} {value:.5f}" for name, value in means.items())
-        self.talk(f"{self.part.name}  {step + 1}/{self.part.steps}  {shown}  {left / 60:.1f} min left")
-        self.sums, self.count = {}, 0
-
-
 def train_vae(part: Part, seed: int, start: Path | None, out: Path, talk: Talk) -> None:
     """One part of the autoencoder's training; writes ``vae/`` with its ``scaling_factor`` measured."""
     vae = AutoencoderKL.from_pretrained(start / "vae") if start else new_vae()
     nn.Module.to(vae, memory_format=torch.channels_last)
     average = averaged(vae, 0.998)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
+    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
     pictures = training_pictures(part.pictures)
-    for step, generator in _pace(part, seed):
+    for step, generator in paced(part, seed):
         chosen = pictures[torch.randint(0, len(pictures), (part.batch_size,), generator=generator)]
         x = to_unit(random_crops(chosen, part.crop, generator)).to(memory_format=torch.channels_last)
         side = part.crop // 8
@@ -201,8 +139,8 @@ def train_decoder(part: Part, seed: int, start: Path, out: Path, talk: Talk) -> 
     half = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
     average = averaged(half, 0.995)
     optimiser = torch.optim.AdamW(half.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), fused=True)
-    schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
-    for step, generator in _pace(part, seed):
+    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
+    for step, generator in paced(part, seed):
         chosen = torch.randint(0, len(pictures), (part.batch_size,), generator=generator)
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
         y = vae.decode(x_0.to(memory_format=torch.channels_last) / vae.config.scaling_factor).sample
@@ -239,23 +177,6 @@ class TextToNoise(nn.Module):
         return self.unet(x_t, t, encoder_hidden_states=words).sample, words
 
 
-@torch.no_grad()
-def encoded(vae: AutoencoderKL, pictures: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-    """Scaled latent mean and standard deviation of uint8 (n, 3, 64, 64), each (n, 4, 8, 8)."""
-    nn.Module.to(vae.eval(), memory_format=torch.channels_last)
-    moments = []
-    for part in pictures.split(chunk):
-        posterior = vae.encode(to_unit(part).to(memory_format=torch.channels_last)).latent_dist
-        moments.append(torch.stack([posterior.mean, posterior.std]) * vae.config["scaling_factor"])
-    mean, std = torch.cat(moments, dim=1).contiguous()
-    return mean, std
-
-
-def stratified_timesteps(n: int, total: int, generator: torch.Generator) -> Tensor:
-    """One timestep in each of ``n`` equal strata of [0, total): uniform over all, less variance in a batch."""
-    return ((torch.arange(n) + torch.rand(n, generator=generator)) * total / n).long()
-
-
 def denoiser_loss(
     net: nn.Module, x_0: Tensor, tokens: Tensor, alphas_cumprod: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -267,37 +188,6 @@ def denoiser_loss(
     error = (epsilon - noise).square().mean(dim=(1, 2, 3))
     snr = (kept / (1 - kept)).flatten()
     return (snr.clamp(max=5) / snr * error).mean(), words
-
-
-class Reader(nn.Module):
-    """What a caption asks for, read off the text encoder's last states: a head that training drops afterwards.
-
-    Without it the encoder never learned which of two things stands where: "A left of B" and "B left of A" hold the same
-    words, and the gradient through the UNet did not tell them apart in 13,000 steps. The published teachers' encoders
-    could read before their UNets were trained, too.
-    """
-
-    POSITIONS = 8  # behind the end of every caption, where a causal encoder has seen all of it
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(width, sum(CLASSES))
-
-    def forward(self, states: Tensor, asked: Tensor) -> Tensor:
-        """Cross-entropy of (B, L, D) states against (B, 8) classes, summed over the classes: a scalar."""
-        answers = self.head(states[:, -self.POSITIONS :]).split(CLASSES, dim=-1)
-        wanted = asked.unsqueeze(1).expand(-1, self.POSITIONS, -1)
-        pairs = zip(answers, wanted.unbind(-1), strict=True)
-        losses = [nn.functional.cross_entropy(a.flatten(0, 1), w.flatten()) for a, w in pairs]
-        return torch.stack(losses).sum()
-
-
-def tokens_of(shown: list[Scene], tokenizer: CLIPTokenizer, dropout: float, generator: torch.Generator) -> Tensor:
-    """Captions in a fresh phrasing each time, some left empty for guidance, as (B, L) tokens."""
-    seeds = torch.randint(0, 2**31, (len(shown),), generator=generator).tolist()
-    empty = (torch.rand(len(shown), generator=generator) < dropout).tolist()
-    texts = ["" if drop else caption(scene, seed) for scene, seed, drop in zip(shown, seeds, empty, strict=True)]
-    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def _denoiser(start: Path | None, first: bool) -> tuple[CLIPTokenizer, TextToNoise]:
@@ -322,11 +212,11 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
     average = averaged(net, 0.999)
     trained = [*net.parameters(), *reader.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-    schedule, log = one_cycle(optimiser, part), _Log(part, out, talk)
+    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
     alphas_cumprod = new_scheduler().alphas_cumprod
     if part.compile:
         net.compile()
-    for step, generator in _pace(part, seed):
+    for step, generator in paced(part, seed):
         chosen = torch.randint(0, len(shown), (part.batch_size,), generator=generator)
         tokens = tokens_of([shown[index] for index in chosen.tolist()], tokenizer, 0.1, generator)
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
@@ -382,6 +272,8 @@ def _train_part(part: Part, seed: int, start: Path | None, folder: Path, talk: T
     folder.mkdir(parents=True, exist_ok=True)
     begin = time.time()
     match part.kind:
+        case "xl":
+            train_xl(part, seed, start, folder, talk)
         case "vae":
             train_vae(part, seed, start, folder, talk)
         case "denoiser":

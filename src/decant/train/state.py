@@ -321,6 +321,8 @@ def _plain(thing: object) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, str | int | float)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from decant.losses.feature import feature_mse
+from decant.losses.cosine import cosine_distance
 from decant.losses.output import huber, mse
 from decant.losses.term import Term
 
@@ -22,18 +22,18 @@ def two(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Ten
     return a.to(dtype), b.to(dtype)
 
 
-@given(SHAPES, st.sampled_from([mse, feature_mse]))
-def test_mse_is_torchs_on_every_sample(shape: tuple[int, ...], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+@given(SHAPES)
+def test_mse_is_torchs_on_every_sample(shape: tuple[int, ...]) -> None:
     a, b = two(shape)
     expected = torch.stack([mse_loss(x, y) for x, y in zip(a, b, strict=True)])
-    torch.testing.assert_close(loss(a, b), expected)
+    torch.testing.assert_close(mse(a, b), expected)
 
 
 def test_half_precision_is_computed_in_float32() -> None:
     a, b = two((2, 4, 8, 8), torch.float16)
     a = a + 300  # its square overflows float16
     assert mse(a, b).dtype == torch.float32
-    assert mse(a, b).isfinite().all() and feature_mse(a, b).isfinite().all() and huber(a, b).isfinite().all()
+    assert mse(a, b).isfinite().all() and cosine_distance(a, b).isfinite().all() and huber(a, b).isfinite().all()
 
 
 def test_huber_is_quadratic_near_zero_and_linear_far_away() -> None:
@@ -44,7 +44,18 @@ def test_huber_is_quadratic_near_zero_and_linear_far_away() -> None:
     assert huber(zero, zero, c).item() == 0
 
 
-@pytest.mark.parametrize("loss", [mse, huber, feature_mse])
+@given(st.sampled_from([(3, 4, 5, 7), (2, 77, 16)]), st.floats(0.1, 10))
+def test_cosine_sees_directions_and_not_lengths(shape: tuple[int, ...], length: float) -> None:
+    a, b = two(shape)
+    zero, two_ = torch.zeros(shape[0]), torch.full((shape[0],), 2.0)
+    torch.testing.assert_close(cosine_distance(a, length * a), zero, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cosine_distance(a, -length * a), two_, rtol=0, atol=1e-5)
+    channels = [x.flatten(2).mT.flatten(0, 1) if x.ndim == 4 else x.flatten(0, 1) for x in (a, b)]
+    by_hand = 1 - (channels[0] * channels[1]).sum(1) / (channels[0].norm(dim=1) * channels[1].norm(dim=1))
+    torch.testing.assert_close(cosine_distance(a, b), by_hand.view(shape[0], -1).mean(1))
+
+
+@pytest.mark.parametrize("loss", [mse, huber, cosine_distance])
 def test_shapes_that_would_broadcast_are_stopped(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(AssertionError):
         loss(torch.zeros(2, 4, 8, 8), torch.zeros(2, 1, 8, 8))

@@ -1,20 +1,34 @@
 """The pairs of modules whose outputs a feature loss compares, from a map."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, assert_never
 
+import torch
+
+from decant.models.families.unet import blank, forward
 from decant.models.surgery.structure import Block, Structure
-from decant.models.surgery.surgery import SurgeryMap, layer_map
+from decant.models.surgery.surgery import SurgeryMap, layer_map, skeleton
+from decant.models.taps import tap
 
+Level = Literal["block", "layer", "self_attention"]
+
+_LAYERS = re.compile(r".*\.(?:resnets|attentions)\.\d+(?=\.)")
+_SELF_ATTENTION = re.compile(r".*\.attn1(?=\.)")
+# The parameter whose first axis is the output of a module: of a resnet, an attention, a self-attention, a sampler.
+_LAST = ("conv2.weight", "proj_out.weight", "to_out.0.weight", "conv.weight")
 _NUMBER = re.compile(r"_blocks\.(\d+)")
 
 
 def feature_pairs(
-    student_config: Mapping[str, Any], teacher_config: Mapping[str, Any], surgery_map: SurgeryMap
+    student_config: Mapping[str, Any],
+    teacher_config: Mapping[str, Any],
+    surgery_map: SurgeryMap,
+    *,
+    any_width: bool = False,
 ) -> dict[str, str]:
     """The pairs student module -> teacher module whose outputs BK-SDM compares (its equation 3), where both have one
-    width: all down and up blocks, without the mid block.
+    width or with ``any_width``: all down and up blocks, without the mid block.
 
     A student's innermost down block has no downsampler. Where its teacher's twin has one, the last attention's
     `proj_out` stands for the block, as in BK-SDM-Tiny, or the last resnet where there is no attention.
@@ -28,12 +42,58 @@ def feature_pairs(
             number = int(_NUMBER.findall(twin)[0])
             mine = index if side is student.down else student.levels - 1 - index
             theirs = number if side is student.down else teacher.levels - 1 - number
-            if student.widths[mine] != teacher.widths[theirs]:
+            if student.widths[mine] != teacher.widths[theirs] and not any_width:
                 continue
             if side is student.up or (mine == student.levels - 1) == (theirs == teacher.levels - 1):
                 pairs[block.name] = twin
             else:
                 pairs[_last_layer(block)] = _last_layer(teacher.down[number])
+    return pairs
+
+
+def pairs_of(
+    level: Level, student_config: Mapping[str, Any], teacher_config: Mapping[str, Any], surgery_map: SurgeryMap
+) -> dict[str, str]:
+    """The pairs student module -> teacher module of a level, of any widths.
+
+    block: `feature_pairs`, as BK-SDM. layer: every resnet and every attention, as SSD-1B (Gupta et al. 2024, section
+    3.3), 26 of it. self_attention: of every transformer block, as KOALA (Lee et al. 2023, section 3.2).
+    """
+    match level:
+        case "block":
+            return feature_pairs(student_config, teacher_config, surgery_map, any_width=True)
+        case "layer":
+            return _modules(surgery_map, _LAYERS)
+        case "self_attention":
+            return _modules(surgery_map, _SELF_ATTENTION)
+        case _:
+            assert_never(level)
+
+
+def feature_widths(config: Mapping[str, Any], names: Sequence[str], tokens: int) -> dict[str, int]:
+    """How many channels the outputs of these modules have; counted on a twin without weights."""
+    unet = skeleton(config)
+    side = 2 ** len(config["block_out_channels"])
+    x_t = torch.empty(1, config["in_channels"], side, side, device="meta")
+    with torch.no_grad(), tap(unet, list(names)) as tapped:
+        _, found = forward(tapped, x_t, torch.zeros(1, device="meta"), blank(config, 1, tokens, "meta"))
+    return {name: feature.shape[1 if feature.ndim == 4 else -1] for name, feature in found.items()}
+
+
+def kept_channels(surgery_map: SurgeryMap, module: str, width: int) -> list[int] | None:
+    """Which of the teacher's channels a student module's output has, in order; None where the map does not say."""
+    for name, axes in surgery_map.kept.items():
+        if name.startswith(f"{module}.") and name.endswith(_LAST) and len(axes.get(0, ())) == width:
+            return axes[0]
+    return None
+
+
+def _modules(surgery_map: SurgeryMap, pattern: re.Pattern[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for student, teacher in surgery_map.parameters.items():
+        mine, theirs = pattern.match(student), pattern.match(teacher)
+        if mine and theirs:
+            pairs[mine.group()] = theirs.group()
     return pairs
 
 

@@ -1,0 +1,137 @@
+"""How to distil: the settings of the stage, checked at the door."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from decant.methods.kd import Distance
+from decant.models.device import Device
+from decant.models.surgery.features import Level
+from decant.stages.following import Following
+from decant.stages.lora import LoraSettings
+from decant.stages.stage import Settings
+from decant.train.optimizers import LRSchedule
+from decant.train.state import Precision
+
+Number = Annotated[float, Field(ge=0)] | Following
+Scale = Annotated[float, Field(gt=1)]
+
+
+class TimestepSettings(BaseModel):
+    """Where training's timesteps are drawn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Literal["uniform", "trailing", "log_normal"] = Field(
+        default="uniform", description="uniform: all; trailing: those of a shorter chain; log_normal: by noise level"
+    )
+    count: Annotated[int, Field(ge=1)] | Following = Field(
+        default=1000, description="trailing: length of the chain, which may follow the run"
+    )
+    mean: float = Field(default=-1.2, description="log_normal: of ln(sigma)")
+    std: float = Field(default=1.2, gt=0, description="log_normal: of ln(sigma)")
+
+
+class NextTeacher(BaseModel):
+    """A teacher that takes over while the student is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    teacher: str = Field(description="as --teacher")
+    at: float = Field(gt=0, lt=1, description="part of the steps after which it takes over")
+
+
+def _yaml_no(value: object) -> object:
+    """YAML reads the word no as false."""
+    return "no" if value is False else value
+
+
+class Distill(Settings):
+    """How to distil. Weights of terms, optimiser, data; defaults are BK-SDM's own where it states one."""
+
+    steps: int = Field(1000, ge=1, description="updates of the student")
+    batch_size: int = Field(16, ge=1, description="pictures in one forward")
+    accumulation: int = Field(
+        1, ge=1, description="forwards in one update: an update sees batch_size x accumulation pictures"
+    )
+    size: int | None = Field(None, ge=8, description="pixels; None: the network's own")
+    task: Number = Field(1.0, description="weight of the error to the noise itself")
+    output: Number = Field(1.0, description="weight of the error to the teacher's output")
+    feature: Number = Field(1.0, description="weight of the error to the paired features")
+    features: tuple[Level, ...] = Field(
+        ("block",),
+        min_length=1,
+        description="block: of all down and up blocks; layer: of every resnet and attention; self_attention: of every "
+        "transformer block",
+    )
+    projection: bool = Field(
+        False, description="features of other widths are compared too, through a linear map that is trained beside"
+    )
+    output_distance: Distance = Field("mse", description="of the student's output to the teacher's")
+    feature_distance: Distance = Field("mse", description="of the student's features to the teacher's")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="weigh task and output by min-SNR with this gamma; null: all timesteps alike"
+    )
+    feature_snr: bool = Field(False, description="weigh the features by min-SNR too")
+    timesteps: TimestepSettings = Field(default=TimestepSettings(), description="where they are drawn")
+    caption_dropout: Number = Field(
+        0.0, description="part of the pictures trained without their caption, so that guidance keeps working"
+    )
+    teacher_guidance_scale: Scale | tuple[Scale, Scale] | None = Field(
+        None,
+        description="learn the teacher's guided output at this scale; two: drawn between them; null: the plain one",
+    )
+    next_teachers: tuple[NextTeacher, ...] = Field((), description="who teaches after the teacher, and from when on")
+    lora: LoraSettings | None = Field(None, description="train a LoRA of the student alone; null: all of its weights")
+    learning_rate: float = Field(5e-5, gt=0, description="of AdamW, at its highest")
+    schedule: LRSchedule = Field("constant", description="how the learning rate goes over the steps")
+    warmup: int = Field(0, ge=0, description="steps in which it grows from nothing")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the average of the weights that is shipped in their place; null: none"
+    )
+    precision: Annotated[Precision | Literal["auto"], BeforeValidator(_yaml_no)] = Field(
+        "no", description="mixed precision; no: float32; auto: fp16 on CUDA, else no"
+    )
+    compile: bool = Field(False, description="torch.compile: a minute to begin with, then a faster step")
+    fast_products: bool = Field(False, description="on a CPU: products of bfloat16 factors, attention unfused")
+    gradient_checkpointing: bool = Field(False, description="less memory for activations, a slower step")
+    device: Device = Field("auto", description="auto: an accelerator if there is one")
+    held_out: float = Field(0.1, gt=0, lt=1, description="part of the pictures kept for the proof")
+    held_out_most: int = Field(64, ge=1, description="at most so many of them are measured")
+    max_skipped: float = Field(
+        0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps; what a power cut can cost at most")
+    checkpoints: int = Field(2, ge=1, description="how many of the last ones stay")
+    sample_every: int | None = Field(
+        None, ge=1, description="steps between strips of sample pictures beside the checkpoints; null: none"
+    )
+    sample_steps: int = Field(25, ge=1, description="sampler steps of a sample picture")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps between evaluations; the student of the best one is shipped; null: none"
+    )
+    evaluate_images: int = Field(64, ge=1, description="pictures of such an evaluation")
+    evaluate_guidance_scale: float = Field(7.5, ge=0, description="of such an evaluation")
+    trackers: tuple[Literal["tensorboard", "wandb", "aim", "mlflow"], ...] = Field(
+        (), description="log to these as well, through Accelerate"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        places = [each.at for each in self.next_teachers]
+        if places != sorted(set(places)):
+            raise ValueError("next_teachers take over one after the other: each `at` is larger than the one before")
+        scales = self.teacher_guidance_scale
+        if isinstance(scales, tuple) and scales[0] >= scales[1]:
+            raise ValueError("teacher_guidance_scale: two scales are the lower and the higher one")
+        dropout = self.caption_dropout
+        if max(values_of(dropout)) > 1:
+            raise ValueError("caption_dropout: at most 1")
+        return self
+
+
+def values_of(number: float | Following) -> list[float]:
+    """Every value that a setting names."""
+    return [value for _, value in number.ramp().points] if isinstance(number, Following) else [number]
