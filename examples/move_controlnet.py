@@ -168,8 +168,12 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=128)
     args = parser.parse_args()
     if args.verb == "train":
-        print(train(args.out, args.steps, args.lr, args.begin, args.seed, args.pictures))
+        folder = train(args.out, args.steps, args.lr, args.begin, args.seed, args.pictures)
+        (args.out / "trained.json").write_text(json.dumps({"how": f"{args.steps} steps of 16"}))
+        print(folder)
     else:
         found = measure(args.controlnet, args.students, args.out, args.images)
-        (args.out / "measured.json").write_text(json.dumps({"images": args.images, "models": found}, indent=1))
-        print(table(found))
+        how = json.loads((args.controlnet.parent / "trained.json").read_text())["how"]
+        document = {"images": args.images, "how": how, "table": table(found), "models": found}
+        (args.out / "measured.json").write_text(json.dumps(document, indent=1))
+        print(document["table"])

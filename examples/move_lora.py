@@ -67,7 +67,7 @@ def train(
     lr: float,
     begin: Path | None = None,
     seed: int = 0,
-    pictures: int = 1200,
+    pictures: int = 2400,
 ) -> Path:
     """A LoRA of UNet and text encoder on the teacher's own loss, in diffusers' format."""
     torch.manual_seed(seed)
@@ -160,19 +160,24 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--begin", type=Path, help="go on from this LoRA")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", type=int, default=1200)
+    parser.add_argument("--pictures", type=int, default=2400)
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--students", type=Path, nargs="*", default=[])
     parser.add_argument("--images", type=int, default=128)
     args = parser.parse_args()
     if args.verb == "train":
-        print(train(args.out, args.steps, args.rank, args.lr, args.begin, args.seed, args.pictures))
+        file = train(args.out, args.steps, args.rank, args.lr, args.begin, args.seed, args.pictures)
+        how = f"{args.steps} steps of 16, rank {args.rank}"
+        (args.out / "trained.json").write_text(json.dumps({"how": how, "after": str(args.begin or "")}))
+        print(file)
     else:
         found = measure(args.lora, args.students, args.out, args.images)
-        (args.out / "measured.json").write_text(json.dumps({"images": args.images, "models": found}, indent=1))
-        print(table(found, percent))
+        how = json.loads((args.lora.parent / "trained.json").read_text())["how"]
+        document = {"images": args.images, "how": how, "table": table(found, percent), "models": found}
+        (args.out / "measured.json").write_text(json.dumps(document, indent=1))
+        print(document["table"])
