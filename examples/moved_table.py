@@ -21,8 +21,8 @@ def main(lora_run: Path, controlnet_run: Path) -> None:
         "# What moves with the scenes teacher's students",
         "",
         "Written by `python examples/moved_table.py`, from what `examples/move_lora.py` and "
-        "`examples/move_controlnet.py` trained, moved with `decant move` and measured. Nothing was trained after it was "
-        "moved. Percent with 95 % intervals, captions of held-out scenes, DDIM 25 steps, guidance 4, one seed a "
+        "`examples/move_controlnet.py` trained, moved with `decant move` and measured. Nothing was trained after it "
+        "was moved. Percent with 95 % intervals, captions of held-out scenes, DDIM 25 steps, guidance 4, one seed a "
         "picture.",
         "",
         "## A LoRA: one new colour",

@@ -8,7 +8,6 @@ undistilled cut and a student begun from random weights. The run goes on where i
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -111,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     if not (args.out / "data" / "metadata.jsonl").is_file():
         draw_folder(args.out / "data", PICTURES, "train")
-    command = shlex.join(["python", "examples/presets_table.py", *(sys.argv[1:] if words is None else words)])
+    command = f"python examples/presets_table.py --steps {args.steps} --images {args.images}"
     lines = [
         "# The presets on scenes",
         "",

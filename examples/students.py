@@ -8,7 +8,6 @@ at equal latency: the part of the attentions' time that stays is the same. The r
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,7 +178,7 @@ def main(words: Sequence[str] | None = None) -> None:
     file.write_text(yaml.safe_dump(recipe(importance["parts"], args.steps, args.images), sort_keys=False))
     run_and_report(str(file), teacher="scenes", data=data, out=args.out / "run", sets=(), talk=talk)
     report = json.loads((args.out / "run" / "report.json").read_text(encoding="utf-8"))
-    command = shlex.join(["python", "examples/students.py", *(sys.argv[1:] if words is None else words)])
+    command = f"python examples/students.py --steps {args.steps} --images {args.images}"
     args.page.write_text(page(report, importance, command, args.steps), encoding="utf-8")
 
 
