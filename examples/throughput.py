@@ -32,9 +32,9 @@ from bare_kd import steps as bare_steps
 
 from decant.bench.machine import machine
 from decant.cli.memory import keep_freed_memory
-from decant.data.folder import read_folder
 from decant.data.latents import Latents
 from decant.data.order import stream
+from decant.data.source import read
 from decant.methods.kd import KD, Knobs
 from decant.models.device import pick
 from decant.models.families.sd1 import SD1
@@ -70,7 +70,7 @@ def prepared(args: argparse.Namespace, folder: Path) -> tuple[SD1, Latents, Netw
     """Scenes, encoded as `decant distill` does, and the networks."""
     pipeline = load(args.teacher)
     size = int(pipeline.unet.config["sample_size"]) * pipeline.vae_scale_factor
-    captioned = read_folder(draw_folder(folder / "scenes", args.pictures, "train"))
+    captioned = read(draw_folder(folder / "scenes", args.pictures, "train"))
     inputs = Inputs(args.teacher, {}, None, 0, folder / "work", talk)
     family = SD1.of(pipeline)
     data = encode_data(family, captioned, size, inputs, pick(args.device))

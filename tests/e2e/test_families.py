@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from decant.cli.main import main
-from decant.data.folder import read_folder
+from decant.data.source import read
 from decant.models.families.of import family_of
 from decant.models.layout import networks
 from decant.models.load import architecture, load, save, with_unet
@@ -103,7 +103,7 @@ def test_half_precision_and_recomputation_take_sdxl_too(
 
 def test_sizes_and_crop_belong_to_the_picture(sdxl_saved: Path, data: Path, tmp_path: Path) -> None:
     """Two pictures of one caption are told their own sizes, with the caption and without, cold and from the cache."""
-    captioned = read_folder(data)
+    captioned = read(data)
     family = family_of(load(sdxl_saved))
     for _ in ("cold", "warm"):
         inputs = Inputs(str(sdxl_saved), {}, data, 0, tmp_path / "work", cache=tmp_path / "cache")

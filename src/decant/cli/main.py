@@ -71,7 +71,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
     *,
     teacher: str,
     out: Path,
-    data: Path | None = None,
+    data: str | None = None,
     cache: Path | None = None,
     scale: str | None = None,
     sets: Sets = (),
@@ -86,7 +86,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
         recipe: a preset's name (`decant recipes`) or a YAML file.
         teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         out: where the run goes.
-        data: a folder of pictures with captions.
+        data: captioned pictures: a folder, or COCO captions.
         cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
         scale: the recipe for another size of teacher and machine, such as `scenes`; `decant recipes NAME` shows which.
         device: where every stage computes; default: as the recipe says.
@@ -141,7 +141,7 @@ def prune(  # noqa: PLR0913 (what is cut, from what, and by which rules)
     teacher: str,
     student: str,
     out: Path | None = None,
-    data: Path | None = None,
+    data: str | None = None,
     rule: BlockRule = "first",
     importance: Path | None = None,
     channels: ChannelRule = "first",
@@ -157,7 +157,7 @@ def prune(  # noqa: PLR0913 (what is cut, from what, and by which rules)
         student: a published student (`bk-tiny`, `ssd-1b`, `koala-700m`, `slim-65m`, ...; any other word lists them), or
             a .yaml file that describes one.
         out: the student's pipeline folder.
-        data: a folder of pictures with captions, for the channel rules that measure the teacher.
+        data: captioned pictures, for the channel rules that measure the teacher.
         rule: which transformer blocks stay where a student says how many.
         importance: for the rule sensitive, the file that `decant importance` wrote.
         channels: which channels stay where a level is narrowed.
@@ -185,7 +185,7 @@ def prune(  # noqa: PLR0913 (what is cut, from what, and by which rules)
 def importance(
     teacher: str,
     *,
-    data: Path,
+    data: str,
     out: Path,
     pictures: int = 32,
     repeats: int = 5,
@@ -197,7 +197,7 @@ def importance(
 
     Args:
         teacher: a folder, a .safetensors file, a hub id, or `scenes`.
-        data: a folder of pictures with captions.
+        data: captioned pictures: a folder, or COCO captions.
         out: a folder for importance.json, which `decant prune --rule sensitive` reads, and importance.png.
         pictures: how many are measured on, each at four noise levels.
         repeats: timed runs of every part.
@@ -218,7 +218,7 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
     student: Path,
     *,
     teacher: str,
-    data: Path,
+    data: str,
     out: Path,
     seed: int = 0,
     cache: Path | None = None,
@@ -226,12 +226,12 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
     sets: Sets = (),
     json: Json = False,
 ) -> None:
-    """Distil a student that decant cut, on a folder of pictures with captions.
+    """Distil a student that decant cut, on captioned pictures.
 
     Args:
         student: the student's pipeline folder.
         teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
-        data: a folder of pictures with captions.
+        data: captioned pictures: a folder, or COCO captions.
         out: the distilled student's pipeline folder.
         seed: of every draw.
         cache: a folder that keeps latents and text embeddings for many runs.
@@ -252,7 +252,7 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
     *models: str,
     teacher: str,
     out: Path,
-    data: Path | None = None,
+    data: str | None = None,
     images: int = 128,
     steps: int = 25,
     guidance_scale: float = 7.5,
@@ -267,7 +267,7 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
         models: pipeline folders or hub ids; the teacher is always scored too.
         teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         out: a folder for report.json, report.html and pictures.
-        data: a folder of pictures with captions; without it, captions of held-out scenes.
+        data: captioned pictures; without it, captions of held-out scenes.
         images: captions, one picture each.
         steps: of the sampler.
         guidance_scale: 1 and below: without guidance.

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from decant.data.source import Data
 from decant.errors import refuse
 from decant.models.device import Device, pick
 from decant.recipe.runner import check_own, check_places, resolve, run_recipe, run_stage
@@ -23,7 +24,7 @@ def run_and_report(  # noqa: PLR0913 (what a command line can say of a run)
     recipe: str,
     *,
     teacher: str,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     sets: Sequence[str],
     talk: Talk,
@@ -60,7 +61,7 @@ def resolved(
     sets: Sequence[str],
     *,
     teacher: str,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     device: Device | None = None,
     scale: str | None = None,
@@ -162,7 +163,7 @@ def preview_prune(teacher: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def measure_importance(
     teacher: str,
     *,
-    data: Path,
+    data: Data,
     out: Path,
     pictures: int,
     repeats: int,
@@ -209,7 +210,7 @@ def one_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     models: Mapping[str, str | Path],
     out: Path,
     talk: Talk,
-    data: Path | None = None,
+    data: Data | None = None,
     seed: int = 0,
     cache: Path | None = None,
 ) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def evaluate_and_report(
     settings: Mapping[str, Any],
     *,
     teacher: str,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     talk: Talk,
     cache: Path | None = None,

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from decant.data.batch import Batch
-from decant.data.folder import Captioned
+from decant.data.captioned import Captioned
 from decant.data.picture import CROP, Frame, ahead, framed_picture
 from decant.data.shards import Rows, Shards
 from decant.errors import refuse
+from decant.maths.seeds import seed_of
 
 Table = Tensor | Rows
 Progress = Callable[[int], object]
@@ -24,6 +25,7 @@ _FORMAT = 1  # raised whenever the same inputs would give other rows
 _FLUSH_BYTES = 16 * 2**20
 _FLUSH_SECONDS = 60.0  # what a kill may cost
 _CAPTIONS_AT_ONCE = 16
+_DRAWN_AT_ONCE = 8
 _PIXELS_AT_ONCE = 16 * 64 * 64
 
 _Item = TypeVar("_Item")
@@ -55,6 +57,19 @@ class Encoder(Protocol):
         ...
 
 
+class Drawer(Protocol):
+    """What gives latents for captions that have no pictures."""
+
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        """All that ``draw`` depends on beside the captions."""
+        ...
+
+    def draw(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation ``(B, C, h, w)`` of scaled latents, each decided by its own caption."""
+        ...
+
+
 @dataclass(frozen=True)
 class Cache:
     """A folder that keeps what was encoded; ``spare`` takes what cannot be written there."""
@@ -75,8 +90,10 @@ class Latents:
     """The moments of ``n`` pictures, ``(n, C, h, w)`` each, and the conditions of their captions; in memory or on disk.
 
     ``rows`` ``(n,)`` says which row of the tables ``condition`` and ``null`` is a picture's: equal captions share
-    one. A table that is the same for all is stored as a single row. ``framing`` is what the network is told about each
-    picture itself, with caption or without: a part of every condition and of its null.
+    one. Where pictures have several captions it is ``(n, k)``, filled up with -1, and every epoch draws one of a
+    picture's rows from (``seed``, position). A table that is the same for all is stored as a single row. ``framing`` is
+    what the network is told about each picture itself, with caption or without: a part of every condition and of its
+    null.
     """
 
     mean: Table
@@ -85,6 +102,7 @@ class Latents:
     condition: Mapping[str, Table]
     null: Mapping[str, Table]
     framing: Mapping[str, Table] = field(default_factory=dict)
+    seed: int = 0
 
     @property
     def n(self) -> int:
@@ -94,30 +112,54 @@ class Latents:
     def batch(self, positions: tuple[int, ...]) -> Batch:
         """The pictures at these positions of the endless stream; position % n is the index of a picture."""
         index = torch.tensor([position % self.n for position in positions])
-        rows = self.rows[index]
+        rows = self.rows[index] if self.rows.ndim == 1 else torch.tensor([self._drawn(p) for p in positions])
         framing = {key: _gather(table, index) for key, table in self.framing.items()}
         condition = {key: _gather(table, rows) for key, table in self.condition.items()} | framing
         null = {key: _gather(table, rows) for key, table in self.null.items()} | framing
         return Batch(tuple(positions), _gather(self.mean, index), _gather(self.std, index), condition, null)
 
+    def _drawn(self, position: int) -> int:
+        """The row of the caption that is a picture's in this epoch."""
+        rows = self.rows[position % self.n]
+        known = int((rows >= 0).sum())
+        return int(rows[seed_of(self.seed, "caption", position) % known])
+
 
 def encode_all(
-    captioned: Captioned, size: int, encoder: Encoder, cache: Cache, progress: Progress | None = None
+    captioned: Captioned,
+    size: int,
+    encoder: Encoder,
+    cache: Cache,
+    progress: Progress | None = None,
+    seed: int = 0,
+    drawer: Drawer | None = None,
 ) -> Latents:
     """Every picture, at ``size`` pixels, and every different caption, encoded unless the cache has it.
 
     A row depends on its picture or caption and on what encodes it, not on the others or on what the cache held: the
-    encoders always get the same number of rows, the last chunk filled up. ``progress(done)`` counts pictures. Raises
+    encoders always get the same number of rows, the last chunk filled up. ``progress(done)`` counts pictures. ``seed``
+    decides which of its captions a picture has in an epoch. Captions alone get the latents of ``drawer``. Raises
     ``UserError`` where the encoder gives numbers that are not finite.
     """
     assert captioned.files and len(captioned.digests) == len(captioned.files), "pictures that were looked at"
-    captions = list(dict.fromkeys(captioned.captions))
-    row = {caption: index for index, caption in enumerate(captions)}
-    rows = torch.tensor([row[caption] for caption in captioned.captions])
+    choices = captioned.choices
+    captions = list(dict.fromkeys(caption for own in choices for caption in own))
+    rows = _rows(choices, {caption: index for index, caption in enumerate(captions)})
     texts = _captions(captions, encoder, cache)
-    moments = _pictures(captioned, size, encoder, cache, progress)
+    if captioned.alone:
+        assert drawer is not None, "captions alone, and nothing that draws"
+        moments = _drawn(captioned, size, encoder, drawer, cache, progress)
+    else:
+        moments = _pictures(captioned, size, encoder, cache, progress)
     condition, null, framing = _named(texts, "condition."), _named(texts, "null."), _named(moments, "framing.")
-    return Latents(moments["mean"], moments["std"], rows, condition, null, framing)
+    return Latents(moments["mean"], moments["std"], rows, condition, null, framing, seed)
+
+
+def _rows(choices: Sequence[Sequence[str]], row: Mapping[str, int]) -> Tensor:
+    """The row of each picture's caption, ``(n,)``, or of its captions, ``(n, k)`` filled up with -1."""
+    most = max(map(len, choices))
+    rows = torch.tensor([[row[caption] for caption in own] + [-1] * (most - len(own)) for own in choices])
+    return rows[:, 0] if most == 1 else rows
 
 
 @torch.no_grad()
@@ -137,13 +179,34 @@ def _pictures(
         for keys in _chunks(missing, rows_at_once):
             part = _filled([next(pixels) for _ in keys], rows_at_once)
             mean, std = encoder.encode(torch.stack([picture for picture, _ in part]))
-            _check_finite(mean, std, [files[key] for key in keys])
+            _check_finite(mean, std, [files[key].name for key in keys])
             told = encoder.framing([frame for _, frame in part])
             writer.add(keys, {"mean": mean, "std": std} | {f"framing.{key}": value for key, value in told.items()})
             done += len(keys)
             if progress is not None:
                 progress(done)
     return shards.tables(captioned.digests)
+
+
+@torch.no_grad()
+def _drawn(
+    captioned: Captioned, size: int, encoder: Encoder, drawer: Drawer, cache: Cache, progress: Progress | None
+) -> dict[str, Table]:
+    """Latents of captions that have no pictures."""
+    shards = cache.shards({"what": "drawn", "size": str(size), **drawer.made_by}, captioned.digests)
+    words = dict(zip(captioned.digests, captioned.captions, strict=True))
+    missing = shards.missing
+    if len(missing) < len(words):
+        cache.talk(f"{len(words) - len(missing)} of {len(words)} prompts were drawn before: {cache.folder}")
+    with _Writer(shards) as writer:
+        for number, keys in enumerate(_chunks(missing, _DRAWN_AT_ONCE), start=1):
+            mean, std = drawer.draw(_filled([words[key] for key in keys], _DRAWN_AT_ONCE))
+            _check_finite(mean, std, [words[key] for key in keys])
+            writer.add(keys, {"mean": mean, "std": std})
+            if progress is not None:
+                progress(len(words) - len(missing) + min(number * _DRAWN_AT_ONCE, len(missing)))
+    told = encoder.framing([Frame.whole(size, size)])
+    return {**shards.tables(captioned.digests), **{f"framing.{key}": value for key, value in told.items()}}
 
 
 @torch.no_grad()
@@ -192,11 +255,15 @@ class _Writer:
         self.keys, self.parts, self.size, self.since = [], [], 0, time.monotonic()
 
 
-def _check_finite(mean: Tensor, std: Tensor, files: Sequence[Path]) -> None:
+def _check_finite(mean: Tensor, std: Tensor, names: Sequence[str]) -> None:
     if not (mean.isfinite().all() and std.isfinite().all()):
         hint = "check the VAE's weights; some VAEs overflow in float16, so encode in float32"
-        names = f"one of {files[0].name} ... {files[-1].name}"
-        raise refuse("data", f"the latents of {names} are not finite", allowed="finite latents", hint=hint)
+        raise refuse(
+            "data",
+            f"the latents of one of {names[0]} ... {names[-1]} are not finite",
+            allowed="finite latents",
+            hint=hint,
+        )
 
 
 def _gather(table: Table, index: Tensor) -> Tensor:

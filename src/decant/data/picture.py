@@ -5,11 +5,11 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ CROP = "first frame, upright, white behind transparency, shortest side by Lanczo
 # Only formats whose decoders run no other program and need no interpreter (EPS would start one).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _MOST_PIXELS = 89_478_485  # Pillow's own: a quarter of a gigabyte of RGB
-_MOST_BYTES = 256 * 2**20
+MOST_BYTES = 256 * 2**20
+"""The largest picture file that is read."""
+TOO_LARGE = f"the file is larger than {MOST_BYTES >> 20} MB"
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of harmless metadata; what is harmful is refused below
 
@@ -58,6 +60,19 @@ class Frame:
         return cls((height, width), (0, 0), (height, width))
 
 
+class Content(Protocol):
+    """Where a picture's contents lie, as a file does; a ``Path`` is one."""
+
+    @property
+    def name(self) -> str:
+        """What the picture is called."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """The whole contents. Raises ``OSError`` where they cannot be read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Look:
     """A file's sha256, and why it cannot be used as a picture, or ""."""
@@ -70,14 +85,19 @@ class Look:
 _decoded: set[bytes] = set()
 
 
-def look(file: Path) -> Look:
-    """Read a file once, and decode it to the end, unless the same contents decoded before in this process."""
+def look(file: Content) -> Look:
+    """Read a picture once, and decode it to the end, unless the same contents decoded before in this process."""
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            return Look(b"", f"the file is larger than {_MOST_BYTES >> 20} MB")
+        if isinstance(file, Path) and file.stat().st_size > MOST_BYTES:
+            return Look(b"", TOO_LARGE)
         content = file.read_bytes()
     except OSError as error:
         return Look(b"", f"the file cannot be read ({error.strerror})")
+    return look_at(content)
+
+
+def look_at(content: bytes) -> Look:
+    """As `look`, of contents that were read already."""
     digest = hashlib.sha256(content).digest()
     if digest not in _decoded:
         try:
@@ -88,7 +108,7 @@ def look(file: Path) -> Look:
     return Look(digest)
 
 
-def picture(file: Path, size: int, digest: bytes | None = None) -> Tensor:
+def picture(file: Content, size: int, digest: bytes | None = None) -> Tensor:
     """One picture as ``(3, size, size)`` float32 in [-1, 1]: shortest side resized (Lanczos), centre crop.
 
     Rotated as its EXIF says; transparency over white. Raises ``UserError`` where it no longer decodes, or its
@@ -97,7 +117,7 @@ def picture(file: Path, size: int, digest: bytes | None = None) -> Tensor:
     return framed_picture(file, size, digest)[0]
 
 
-def framed_picture(file: Path, size: int, digest: bytes | None = None) -> tuple[Tensor, Frame]:
+def framed_picture(file: Content, size: int, digest: bytes | None = None) -> tuple[Tensor, Frame]:
     """A `picture`, and how it was framed."""
     try:
         content = file.read_bytes()
@@ -112,17 +132,18 @@ def framed_picture(file: Path, size: int, digest: bytes | None = None) -> tuple[
     return pixels, Frame.centred((image.height, image.width), size)
 
 
-def ahead(function: Callable[[_In], _Out], items: Sequence[_In], most: int = 64) -> Iterator[_Out]:
+def ahead(function: Callable[[_In], _Out], items: Iterable[_In], most: int = 64) -> Iterator[_Out]:
     """``map`` with threads that work at most so many items ahead of what is taken: decoders let other threads run."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        waiting = deque(pool.submit(function, item) for item in items[:most])
-        for item in items[most:]:
-            yield waiting.popleft().result()
+        waiting: deque[Future[_Out]] = deque()
+        for item in items:
             waiting.append(pool.submit(function, item))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
         yield from (future.result() for future in waiting)
 
 
-def _changed(file: Path, value: str) -> UserError:
+def _changed(file: Content, value: str) -> UserError:
     hint = "it changed after the folder was scanned: run again"
     return refuse(f"picture {file}", value, allowed="a picture that decodes", hint=hint)
 

@@ -1,6 +1,7 @@
 """The only sampler call in decant: prompts and seeds in, pictures out, one seed per picture."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
 import numpy as np
@@ -53,45 +54,65 @@ def generate(
         UserError: at once, for no prompts, lengths that differ, or steps, batch or size out of range.
     """
     _check(prompts, seeds, batch_size)
+    call = _call(pipeline, sampler, steps, guidance_scale, size)
+    jobs = list(zip(prompts, seeds, strict=True))
+    return _batches(pipeline, call, jobs, batch_size)
+
+
+def generate_latents(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance_scale: float,
+    sampler: Sampler = "ddim",
+    size: int | None = None,
+) -> Tensor:
+    """What `generate` would decode, drawn in one batch: scaled latents (B, C, h, w), as a UNet is trained on."""
+    _check(prompts, seeds, len(prompts))
+    call = _call(pipeline, sampler, steps, guidance_scale, size)
+    jobs = list(zip(prompts, seeds, strict=True))
+    drawn: Tensor = _draw(pipeline, call, jobs, "latent")
+    return drawn
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is the same for every batch: the sampler, and the pipeline's own arguments."""
+
+    scheduler: Any
+    options: dict[str, Any]
+
+
+def _call(
+    pipeline: Pipeline, sampler: Sampler, steps: int, guidance_scale: float, size: int | tuple[int, int] | None
+) -> _Call:
     height, width = pixels(pipeline, size)
     scheduler = _scheduler(pipeline, sampler)
     _check_steps(steps, scheduler)
-    options = {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance_scale,
-        "height": height,
-        "width": width,
-        "output_type": "np",
-    }
-    return _batches(pipeline, scheduler, list(zip(prompts, seeds, strict=True)), batch_size, options)
+    options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
+    return _Call(scheduler, options)
 
 
 def _batches(
-    pipeline: Pipeline,
-    scheduler: Any,
-    jobs: list[tuple[str, int]],
-    batch_size: int,
-    options: dict[str, Any],
+    pipeline: Pipeline, call: _Call, jobs: list[tuple[str, int]], batch_size: int
 ) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(jobs), batch_size):
-        yield from _draw(pipeline, scheduler, jobs[start : start + batch_size], options)
+        pictures = _draw(pipeline, call, jobs[start : start + batch_size], "np")
+        yield from np.asarray((pictures * 255).round(), dtype=np.uint8)
 
 
-def _draw(
-    pipeline: Pipeline,
-    scheduler: Any,
-    jobs: list[tuple[str, int]],
-    options: dict[str, Any],
-) -> NDArray[np.uint8]:
-    """One call of the pipeline: (B, H, W, 3), uint8."""
+def _draw(pipeline: Pipeline, call: _Call, jobs: list[tuple[str, int]], output_type: Literal["np", "latent"]) -> Any:
+    """One call of the pipeline: (B, H, W, 3) from 0 to 1, or latents (B, C, h, w)."""
     generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
-    latents = _latents(pipeline, generators, options["height"], options["width"])
+    latents = _latents(pipeline, generators, call.options["height"], call.options["width"])
     # A second pipeline around the same networks leaves the caller's own scheduler and settings untouched.
-    painter: Any = rebuilt(pipeline, scheduler=scheduler)
+    painter: Any = rebuilt(pipeline, scheduler=call.scheduler)
     painter.set_progress_bar_config(disable=True)
     # Without a negative prompt every pipeline takes its own unconditional twin: the empty prompt, or SDXL's zeros.
-    pictures = painter([prompt for prompt, _ in jobs], generator=generators, latents=latents, **options).images
-    return np.asarray((pictures * 255).round(), dtype=np.uint8)
+    told: dict[str, Any] = {**call.options, "generator": generators, "latents": latents, "output_type": output_type}
+    return painter([prompt for prompt, _ in jobs], **told).images
 
 
 def _latents(pipeline: Pipeline, generators: list[torch.Generator], height: int, width: int) -> Tensor:

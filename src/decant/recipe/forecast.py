@@ -15,7 +15,7 @@ import psutil
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from decant.data.folder import read_folder
+from decant.data.source import Data, read
 from decant.models.cost import latent_of, macs, parameters, size_mb
 from decant.models.device import pick
 from decant.models.families.unet import blank, forward
@@ -56,7 +56,7 @@ class _Pace:
     assumes: tuple[str, ...]
 
 
-def forecast(jobs: Sequence[Job], teacher: str, data: Path | None, out: Path) -> dict[str, Any]:
+def forecast(jobs: Sequence[Job], teacher: str, data: Data | None, out: Path) -> dict[str, Any]:
     """Disk and time that a run wants: ``{"disk": {...}, "time": {...}}``; nothing is written and no weights are read.
 
     Raises:
@@ -107,11 +107,11 @@ def _nets(jobs: Sequence[Job], teacher: str) -> dict[str, _Net]:
     return nets
 
 
-def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Path | None) -> dict[str, float]:
+def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Data | None) -> dict[str, float]:
     """Megabytes by stage; checkpoints of a distillation are gone after it, and wanted all the same."""
     whole, stored = _teacher_mb(teacher, nets["teacher"])
     beside = whole - nets["teacher"].parameters * stored / 1e6
-    pictures = len(read_folder(data, 1.0).files) if data else 0
+    pictures = len(read(data, 1.0).files) if data else 0
     wanted: dict[str, float] = {}
     for job in jobs:
         if not job.stage.gives_pipeline:

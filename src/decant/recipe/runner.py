@@ -19,7 +19,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from decant.data.folder import data_fingerprint
+from decant.data.source import Data, find
 from decant.errors import nearest, refuse
 from decant.recipe.schema import Recipe, Step, check_wiring
 from decant.stages.stage import Inputs, Settings, Stage, validate
@@ -45,7 +45,7 @@ class _Run:
     """What is the same for every stage of a run; ``models`` and ``fingerprints`` grow as stages finish."""
 
     teacher: str
-    data: Path | None
+    data: Data | None
     seed: int
     out: Path
     work: Path
@@ -80,7 +80,7 @@ def run_recipe(
     recipe: Recipe,
     *,
     teacher: str,
-    data: Path | None,
+    data: Data | None,
     out: Path,
     stages: Mapping[str, Stage],
     talk: Callable[[str], None],
@@ -117,7 +117,7 @@ def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     *,
     teacher: str,
     models: Mapping[str, str | Path],
-    data: Path | None,
+    data: Data | None,
     seed: int,
     out: Path,
     talk: Callable[[str], None],
@@ -158,7 +158,7 @@ def _check_free(out: Path, request: dict[str, Any]) -> None:
         raise refuse("--out", f"{out} is not empty: {differences}", allowed="a new folder", hint=hint)
 
 
-def _command(teacher: str, data: Path | None, out: Path, cache: Path | None) -> str:
+def _command(teacher: str, data: Data | None, out: Path, cache: Path | None) -> str:
     """The command that repeats a run."""
     words = ["decant", "run", str(out / "recipe.yaml"), "--teacher", teacher]
     words += ["--data", str(data)] if data else []
@@ -166,11 +166,11 @@ def _command(teacher: str, data: Path | None, out: Path, cache: Path | None) -> 
     return shlex.join([*words, "--out", str(out)])
 
 
-def _prints_of(models: Mapping[str, str | Path], jobs: tuple[Job, ...], data: Path | None) -> dict[str, str]:
+def _prints_of(models: Mapping[str, str | Path], jobs: tuple[Job, ...], data: Data | None) -> dict[str, str]:
     """The fingerprints of what a run begins with: models, and the pictures where a stage sees them."""
     prints = {name: _of_teacher(str(model)) for name, model in models.items()}
     if data is not None and any(job.stage.data != "unused" for job in jobs):
-        prints["data"] = data_fingerprint(data)
+        prints["data"] = find(data).fingerprint()
     return prints
 
 
@@ -192,25 +192,24 @@ def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[st
     return tuple(allowed) if stage.takes == "many" else (allowed[-1],)
 
 
-def _check_needed(jobs: tuple[Job, ...], data: Path | None) -> None:
+def _check_needed(jobs: tuple[Job, ...], data: Data | None) -> None:
     needs = [job.name for job in jobs if job.stage.data == "required"]
     if data is None and needs:
-        hint = "add --data FOLDER"
-        raise refuse("--data", f"not given, and {needs[0]!r} needs pictures", allowed="a folder", hint=hint)
+        hint = "add --data, a folder with captions for instance"
+        raise refuse("--data", f"not given, and {needs[0]!r} needs pictures", allowed="data", hint=hint)
 
 
-def check_places(data: Path | None, out: Path, cache: Path | None) -> None:
+def check_places(data: Data | None, out: Path, cache: Path | None) -> None:
     """Refuse places that a run cannot work with.
 
     Raises:
-        UserError: data that is no folder; an output that is a file, or lies among the pictures.
+        UserError: data that is not there; an output that is a file, or lies among the pictures.
     """
-    if data is not None and not data.is_dir():
-        raise refuse("--data", f"{data} is no folder", allowed="a folder of pictures", hint="check the path")
+    folders = find(data).folders if data is not None else ()
     if out.exists() and not out.is_dir():
         raise refuse("--out", f"{out} is a file", allowed="a folder, new or of an earlier run", hint="name another")
     for option, folder in (("--out", out), ("--cache", cache)):
-        if data is not None and folder is not None and folder.resolve().is_relative_to(data.resolve()):
+        if folder is not None and any(folder.resolve().is_relative_to(place.resolve()) for place in folders):
             hint = "the run's own files would become data: choose a folder elsewhere"
             raise refuse(option, f"{folder} lies in the data folder", allowed="a folder outside it", hint=hint)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from decant.data.folder import Captioned, read_folder, split
+from decant.data.captioned import Captioned, split
+from decant.data.source import Data, read
 from decant.errors import UserError, refuse
 from decant.scenes.captions import parse
 from decant.scenes.folder import captions_of
@@ -31,12 +32,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which pictures of a folder were kept from training: the share, the run's seed, and how many may be unreadable."""
+    """Which pictures were kept from training: the share, the run's seed, and how many may be unreadable.
 
-    data: Path | None
+    index: a folder that may keep what was seen of the data.
+    """
+
+    data: Data | None
     share: float
     seed: int
     max_skipped: float
+    index: Path | None = None
 
 
 def asked(captions: Captions, images: int, held_out: HeldOut) -> Asked:
@@ -52,7 +57,7 @@ def asked(captions: Captions, images: int, held_out: HeldOut) -> Asked:
     if held_out.data is None:
         allowed = "scenes, or data with --data FOLDER"
         raise refuse("evaluate.captions", "data", allowed=allowed, hint="add --data FOLDER")
-    held = split(read_folder(held_out.data, held_out.max_skipped), held_out.share, held_out.seed)[1]
+    held = split(read(held_out.data, held_out.max_skipped, index=held_out.index), held_out.share, held_out.seed)[1]
     told = held.captions[:images]
     return Asked(told, tuple(map(seed_of, held.names[:images])), all(map(_is_scene, told)), held)
 

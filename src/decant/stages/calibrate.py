@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from decant.data.batch import Batch
-from decant.data.folder import read_folder
 from decant.data.latents import Latents
+from decant.data.source import read
 from decant.errors import refuse
 from decant.losses.output import mse
 from decant.maths.prediction import target
@@ -79,5 +79,5 @@ def calibration(family: Family, size: int, pictures: int, inputs: Inputs, device
     """
     if inputs.data is None:
         raise refuse("data", "none", allowed="a folder of pictures with captions to measure on", hint="--data DIR")
-    chosen = read_folder(inputs.data).first(pictures)
+    chosen = read(inputs.data, index=inputs.kept / "index").first(pictures)
     return Calibration(family, encode_data(family, chosen, size, inputs, device, "calibration"), inputs.seed)

@@ -77,13 +77,13 @@ def distances(asked: Asked, teacher: Drawn) -> Distances:
     found: list[Comparison] = []
     for network, extract in networks.items():
         own = extract(_stacked(teacher.pictures))
-        real, words = _real(asked, teacher.pictures)
-        other = extract(_renders(len(own), _FLOOR_SEED)) if asked.held is None and asked.scenes else None
-        candidates = [
-            ("fid", fid, extract(real), words),
-            ("kid", kid, extract(real), words),
-            ("fid", fid, own, f"the teacher's {len(own)} pictures of the same captions and seeds"),
-        ]
+        other = extract(_renders(len(own), _FLOOR_SEED)) if _without_pictures(asked) and asked.scenes else None
+        candidates = [("fid", fid, own, f"the teacher's {len(own)} pictures of the same captions and seeds")]
+        try:
+            real, words = _real(asked, teacher.pictures)
+            candidates = [("fid", fid, extract(real), words), ("kid", kid, extract(real), words), *candidates]
+        except UserError as error:
+            left_out += [_left_out(f"{name}_{network}", error) for name in ("fid", "kid")]
         for name, distance, reference, told in candidates:
             key = f"{name}_{network}" + ("_to_teacher" if reference is own else "")
             try:
@@ -117,11 +117,19 @@ def _networks(teacher: Drawn) -> tuple[dict[Network, Callable[[Tensor], Tensor]]
 def _real(asked: Asked, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, str]:
     """As many real pictures as a model drew, uint8 (n, 3, H, W), and what they are: held-out pictures or renders."""
     n = len(pictures)
-    if asked.held is None:
+    if _without_pictures(asked):
+        if not asked.scenes:
+            hint = "give pictures with captions as --data"
+            raise refuse("data", "prompts alone, there are no real pictures", allowed="pictures", hint=hint)
         return _renders(n, _REFERENCE_SEED), f"{n} renders of other held-out scenes"
+    assert asked.held is not None
     side = pictures[0].shape[0]
     real = torch.stack([picture(file, side) for file in asked.held.first(n).files])
     return ((real + 1) * 127.5).round().to(torch.uint8), f"the {n} held-out pictures that the captions belong to"
+
+
+def _without_pictures(asked: Asked) -> bool:
+    return asked.held is None or asked.held.alone
 
 
 def _renders(n: int, first_seed: int) -> Tensor:

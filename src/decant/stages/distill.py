@@ -10,7 +10,7 @@ from torch import nn
 
 from decant.bench.timer import peak_memory_mb
 from decant.data.batch import Batch
-from decant.data.folder import Captioned, split
+from decant.data.captioned import Captioned, split
 from decant.data.latents import Latents
 from decant.data.order import stream
 from decant.errors import refuse
@@ -32,6 +32,7 @@ from decant.stages.pictures import save_strip
 from decant.stages.players import Players, method_of, open_players
 from decant.stages.progress import progress
 from decant.stages.record import figures_of, inherited, read_record
+from decant.stages.samples import Sampling, drawer
 from decant.stages.scan import scan_data
 from decant.stages.stage import Inputs, Stage
 from decant.train.loop import Step, loop
@@ -49,7 +50,8 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     players = open_players(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
     method = method_of(settings, inputs, players)
     device = pick(settings.device)
-    cut = _cut_captions(players, [*train_part.captions, *held_part.captions], inputs)
+    told = [caption for part in (train_part, held_part) for choices in part.choices for caption in choices]
+    cut = _cut_captions(players, told, inputs)
     train, held = _encode(players, settings, inputs, device, train_part, held_part.first(settings.held_out_most))
     proof = _Proof(players, held, inputs.seed, device)
     before = proof.measure(players.student)
@@ -121,7 +123,9 @@ def _encode(
     size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
     _check_size(size, teacher)
     parts = {"training": train, "held-out": held}
-    encoded = [encode_data(players.family, part, size, inputs, device, name) for name, part in parts.items()]
+    sampling = Sampling(settings.prompts, settings.prompt_steps, settings.prompt_guidance_scale, inputs.seed)
+    draws = drawer(teacher, size, sampling, device)
+    encoded = [encode_data(players.family, part, size, inputs, device, name, draws) for name, part in parts.items()]
     return encoded[0], encoded[1]
 
 

@@ -9,6 +9,7 @@ from decant.models.device import Device
 from decant.models.surgery.features import Level
 from decant.stages.following import Following
 from decant.stages.lora import LoraSettings
+from decant.stages.samples import FromPrompts
 from decant.stages.stage import Settings
 from decant.train.optimizers import LRSchedule
 from decant.train.state import Precision
@@ -103,6 +104,11 @@ class Distill(Settings):
     max_skipped: float = Field(
         0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
     )
+    prompts: FromPrompts = Field(
+        "samples", description="latents where data is prompts alone: samples, the teacher's own; random, normal ones"
+    )
+    prompt_steps: int = Field(25, ge=1, description="sampler steps of the teacher's own samples")
+    prompt_guidance_scale: float = Field(7.5, ge=0, description="guidance of the teacher's own samples")
     checkpoint_every: int = Field(500, ge=1, description="steps; what a power cut can cost at most")
     checkpoints: int = Field(2, ge=1, description="how many of the last ones stay")
     sample_every: int | None = Field(

@@ -7,9 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from decant.data.folder import Captioned
-from decant.data.latents import Cache, Latents, encode_all
+from decant.data.captioned import Captioned
+from decant.data.latents import Cache, Drawer, Latents, encode_all
 from decant.data.picture import Frame
+from decant.errors import refuse
 from decant.models.families.family import Family
 from decant.stages.progress import progress
 from decant.stages.stage import Inputs
@@ -50,16 +51,28 @@ class _OnDevice:
 
 
 def encode_data(
-    family: Family, part: Captioned, size: int, inputs: Inputs, device: torch.device, name: str = ""
+    family: Family,
+    part: Captioned,
+    size: int,
+    inputs: Inputs,
+    device: torch.device,
+    name: str = "",
+    drawer: Drawer | None = None,
 ) -> Latents:
     """Latents at ``size`` pixels and text embeddings of a part; VAE and text encoders then leave the device.
 
-    What the run's cache has is not encoded; what it has not, it keeps.
+    What the run's cache has is not encoded; what it has not, it keeps. Prompts alone get the latents of ``drawer``.
+
+    Raises:
+        UserError: prompts alone, where there must be pictures.
     """
-    spare = inputs.work / "cache"
-    cache = Cache(inputs.cache or spare, spare, inputs.talk)
-    with progress(f"encoding {name} pictures".replace("  ", " "), len(part.files), inputs.talk) as tick:
-        latents = encode_all(part, size, _OnDevice(family, device), cache, progress=tick)
+    if part.alone and drawer is None:
+        value = f"{part.place} holds prompts alone"
+        raise refuse("data", value, allowed="pictures with captions to measure on", hint="name a folder of pictures")
+    cache = Cache(inputs.kept, inputs.work / "cache", inputs.talk)
+    what = "drawing {} prompts" if part.alone else "encoding {} pictures"
+    with progress(what.format(name).replace("  ", " "), len(part.files), inputs.talk) as tick:
+        latents = encode_all(part, size, _OnDevice(family, device), cache, tick, inputs.seed, drawer)
     for encoder in sum(family.encoders().values(), ()):
         nn.Module.to(encoder, "cpu")
     return latents

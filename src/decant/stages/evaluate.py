@@ -26,6 +26,7 @@ from decant.stages.output_error import output_error
 from decant.stages.pictures import save_picture
 from decant.stages.progress import progress
 from decant.stages.record import read_record
+from decant.stages.samples import Sampling, drawer
 from decant.stages.scoring import Drawn, Picture, number, scores, told
 from decant.stages.stage import Inputs, Settings, Stage
 
@@ -54,7 +55,7 @@ class Evaluate(Settings):
 def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Draw, score and time every model in ``inputs.models``, the teacher first; writes pictures and figures."""
     models = {"teacher": inputs.teacher, **{n: p for n, p in inputs.models.items() if n != "teacher"}}
-    held_out = HeldOut(inputs.data, settings.held_out, inputs.seed, settings.max_skipped)
+    held_out = HeldOut(inputs.data, settings.held_out, inputs.seed, settings.max_skipped, inputs.kept / "index")
     ask = asked(settings.captions, settings.images, held_out)
     device = pick(settings.device)
     teacher: Drawn | None = None
@@ -130,7 +131,8 @@ class _Proof:
         teacher = load(inputs.teacher).to(device)
         family = family_of(teacher)
         size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
-        held = encode_data(family, ask.held.first(settings.held_out_most), size, inputs, device)
+        draws = drawer(teacher, size, Sampling("samples", settings.steps, settings.guidance_scale, inputs.seed), device)
+        held = encode_data(family, ask.held.first(settings.held_out_most), size, inputs, device, drawer=draws)
         return cls(family, teacher.unet, held, inputs.seed)
 
     def scores(self, pipeline: Pipeline) -> dict[str, dict[str, Any]]:

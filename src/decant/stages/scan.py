@@ -1,10 +1,11 @@
-"""The pictures of a run, and what of the folder is not used: told, counted and named."""
+"""The pictures of a run, and what of the data is not used: told, counted and named."""
 
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from decant.data.folder import Captioned, Skipped, check_share, scan
+from decant.data.captioned import Captioned, Skipped, Source, check_share
+from decant.data.source import find
 from decant.stages.progress import Tick, progress
 from decant.stages.stage import Inputs
 
@@ -19,19 +20,20 @@ def scan_data(inputs: Inputs, max_skipped: float, out: Path) -> Captioned:
     no pictures, or more than the fraction ``max_skipped`` cannot be used.
     """
     assert inputs.data is not None
-    captioned = _watched(inputs)
+    source = find(inputs.data)
+    inputs.talk(f"data: {source.told}")
+    captioned = _watched(source, inputs)
     if captioned.skipped:
         named = inputs.work / SKIPPED
         for folder in (inputs.work, out):
             _write(folder / SKIPPED, captioned.skipped)
         _tell(captioned, inputs, named)
-        check_share(captioned, max_skipped, str(named))
-    check_share(captioned, max_skipped)
+        check_share(captioned, max_skipped, str(named), source.needs)
+    check_share(captioned, max_skipped, needs=source.needs)
     return captioned
 
 
-def _watched(inputs: Inputs) -> Captioned:
-    assert inputs.data is not None
+def _watched(source: Source, inputs: Inputs) -> Captioned:
     with ExitStack() as stack:
         tick: list[Tick] = []
 
@@ -41,7 +43,7 @@ def _watched(inputs: Inputs) -> Captioned:
             if done < total:  # the last is told by what follows
                 tick[0](done)
 
-        return scan(inputs.data, watch)
+        return source.scan(watch, inputs.kept / "index")
 
 
 def _write(file: Path, skipped: tuple[Skipped, ...]) -> None:

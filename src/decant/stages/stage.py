@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from decant.data.source import Data
 from decant.errors import UserError, nearest, refuse
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -28,18 +29,24 @@ class Inputs:
     """What the runner hands to a stage.
 
     ``teacher`` is the folder, hub id or name given on the command line. ``models`` are the models this stage
-    works on, in order: one for most stages, many for such as evaluate. ``work`` is a folder for partial work
-    (checkpoints): it outlives a kill and is emptied when the settings or the parents change. ``cache`` is the folder
-    that keeps what was encoded, for all stages of a run or of many. ``talk`` takes one line for people.
+    works on, in order: one for most stages, many for such as evaluate. ``data`` is what --data names. ``work`` is a
+    folder for partial work (checkpoints): it outlives a kill and is emptied when the settings or the parents change.
+    ``cache`` is the folder that keeps what was encoded, for all stages of a run or of many. ``talk`` takes one line for
+    people.
     """
 
     teacher: str
     models: dict[str, str | Path]
-    data: Path | None
+    data: Data | None
     seed: int
     work: Path
     talk: Callable[[str], None] = _silent
     cache: Path | None = None
+
+    @property
+    def kept(self) -> Path:
+        """The folder that keeps what was encoded: ``cache``, or where there is none one with the partial work."""
+        return self.cache or self.work / "cache"
 
     @property
     def source(self) -> str | Path:

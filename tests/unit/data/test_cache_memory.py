@@ -70,7 +70,7 @@ SHARE = """
 import os, sys, time
 from pathlib import Path
 import torch
-from decant.data.folder import read_folder
+from decant.data.source import read
 from decant.data.latents import Cache, encode_all
 from safetensors.torch import save_file
 
@@ -91,7 +91,7 @@ class Slow:
 data, cache, out, start = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 import decant.data.latents
 decant.data.latents._FLUSH_SECONDS = 0.1
-captioned = read_folder(data)
+captioned = read(data)
 Path(out).touch()
 while not start.exists():
     time.sleep(0.001)

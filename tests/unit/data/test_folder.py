@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from decant.data.folder import Captioned, data_fingerprint, read_folder, split
+from decant.data.captioned import Captioned, split
+from decant.data.folder import data_fingerprint
 from decant.data.picture import picture
+from decant.data.source import read
 from decant.errors import UserError
 
 
@@ -89,7 +91,7 @@ def test_every_kind_of_damage_is_skipped_with_its_name_and_reason(tmp_path: Path
     ]
     start = len(names) + len(expected)
     _jsonl(folder, lines)
-    found = read_folder(folder, max_skipped=0.9)
+    found = read(folder, max_skipped=0.9)
     expected |= {
         "link.png": "link",
         "../secret.png": "name leaves",
@@ -124,7 +126,7 @@ def test_text_layout_reads_a_caption_beside_each_picture(tmp_path: Path) -> None
     (tmp_path / "4.txt").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "5.txt").write_text("x" * 70_000)
     (tmp_path / "._1.png").write_bytes(b"a resource fork")
-    found = read_folder(tmp_path, max_skipped=0.6)
+    found = read(tmp_path, max_skipped=0.6)
     assert dict(zip(found.names, found.captions, strict=True)) == {"1.JPG": "one é", "b/2.png": "two lines"}
     reasons = {item.name: item.reason for item in found.skipped}
     assert "no .txt" in reasons["3.png"] and "UTF-8" in reasons["4.png"] and "too large" in reasons["5.png"]
@@ -135,7 +137,7 @@ def test_csv_layout_and_caption_column(tmp_path: Path) -> None:
         _png(tmp_path / name)
     rows = b'file_name,caption\nb.png,"a, b\xe2\x80\xa8 c"\na.png,first\nc.png\n,nameless\na.png,\xff\n'
     (tmp_path / "metadata.csv").write_bytes(rows)
-    found = read_folder(tmp_path, max_skipped=0.7)
+    found = read(tmp_path, max_skipped=0.7)
     assert (found.names, found.captions) == (("a.png", "b.png"), ("first", "a, b c"))
     assert sorted((item.name, item.reason.split()[-1]) for item in found.skipped) == [
         ("a.png", "UTF-8"),
@@ -148,26 +150,26 @@ def test_csv_without_its_columns_is_refused(tmp_path: Path) -> None:
     _png(tmp_path / "a.png")
     (tmp_path / "metadata.csv").write_text("image,text\na.png,x\n")
     with pytest.raises(UserError, match=r"file_name, and text or caption"):
-        read_folder(tmp_path)
+        read(tmp_path)
 
 
 def test_folders_that_cannot_be_used_are_refused_with_a_hint(tmp_path: Path) -> None:
     _png(tmp_path / "pictures" / "a.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="did you mean 'pictures'"):
-        read_folder(tmp_path / "pictres")
-    with pytest.raises(UserError, match="is not a folder"):
-        read_folder(tmp_path / "pictures" / "a.png")
+        read(tmp_path / "pictres")
+    with pytest.raises(UserError, match="no data that can be read"):
+        read(tmp_path / "pictures" / "a.png")
     with pytest.raises(UserError, match="holds no pictures"):
-        read_folder(tmp_path / "empty")
+        read(tmp_path / "empty")
     with pytest.raises(UserError, match=r"1 of 1 entries .* cannot be used \(a.png: no .txt"):
-        read_folder(tmp_path / "pictures", max_skipped=1.0)
+        read(tmp_path / "pictures", max_skipped=1.0)
     (tmp_path / "pictures" / "a.txt").write_text("a")
     (tmp_path / "outer").mkdir()
     (tmp_path / "outer" / "train").mkdir()
     (tmp_path / "outer" / "train" / "metadata.jsonl").write_text("")
     with pytest.raises(UserError, match="did you mean its folder 'train'"):
-        read_folder(tmp_path / "outer")
+        read(tmp_path / "outer")
 
 
 @pytest.mark.parametrize(("bad", "fits"), [(1, True), (2, False)])
@@ -176,10 +178,10 @@ def test_one_in_ten_may_be_skipped_and_no_more(tmp_path: Path, bad: int, fits: b
         _png(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text("" if index < bad else "words")
     if fits:
-        assert len(read_folder(tmp_path).skipped) == bad
+        assert len(read(tmp_path).skipped) == bad
     else:
         with pytest.raises(UserError, match="2 of 10"):
-            read_folder(tmp_path)
+            read(tmp_path)
 
 
 def _saved(path: Path, image: Image.Image, **options: object) -> Path:
@@ -243,7 +245,7 @@ def test_what_is_unlike_most_but_not_damaged_is_read(tmp_path: Path) -> None:
     kinds = _kinds(tmp_path)
     for path, _ in kinds:
         (tmp_path / f"{path.stem}.txt").write_text("words")
-    found = read_folder(tmp_path)
+    found = read(tmp_path)
     assert not found.skipped and set(found.files) == {path for path, _ in kinds}
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from decant.data.batch import Batch
-from decant.data.folder import Captioned, read_folder
+from decant.data.captioned import Captioned
 from decant.data.latents import Cache, Latents, encode_all
 from decant.data.picture import Frame, picture
+from decant.data.source import read
 from decant.errors import UserError
 
 _WORDS = ("red", "green", "red", "blue", "green", "red", "white")
@@ -72,7 +73,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def _encode(data: Path | Captioned, encoder: _Encoder, cache: Path, said: list[str] | None = None) -> Latents:
-    captioned = data if isinstance(data, Captioned) else read_folder(data)
+    captioned = data if isinstance(data, Captioned) else read(data)
     talk = said.append if said is not None else lambda line: None
     return encode_all(captioned, SIZE, encoder, Cache(cache, cache.with_name("spare"), talk))
 
@@ -160,7 +161,7 @@ def test_another_encoder_or_size_shares_nothing(data: Path, tmp_path: Path) -> N
     assert (other.pictures, other.captions, text.pictures, text.captions) == (7, 0, 0, 4)
     larger = _Encoder()
     talk: list[str] = []
-    encode_all(read_folder(data), 32, larger, Cache(cache, cache, talk.append))
+    encode_all(read(data), 32, larger, Cache(cache, cache, talk.append))
     assert (larger.pictures, larger.captions) == (7, 0)
 
 
@@ -176,7 +177,7 @@ def test_progress_counts_pictures(data: Path, tmp_path: Path) -> None:
     told: list[int] = []
     _add(data, range(7, 40))
     cache = Cache(tmp_path / "cache", tmp_path / "cache", lambda line: None)
-    encode_all(read_folder(data), SIZE, _Encoder(), cache, told.append)
+    encode_all(read(data), SIZE, _Encoder(), cache, told.append)
     assert told == sorted(told) and told[-1] == 40
 
 
@@ -211,7 +212,7 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_changes_after_the_scan_is_refused(data: Path, tmp_path: Path) -> None:
-    captioned = read_folder(data)
+    captioned = read(data)
     _add(data, [5], words=["x"])
     Image.new("RGB", (SIZE, SIZE), "black").save(data / "00005.png")
     with pytest.raises(UserError, match="run again"):

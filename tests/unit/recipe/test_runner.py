@@ -256,7 +256,7 @@ def test_places_that_cannot_work_are_refused(tmp_path: Path) -> None:
     common: dict[str, Any] = {"teacher": str(tmp_path / "teacher"), "stages": STAGES, "talk": print}
     with pytest.raises(UserError, match="needs pictures"):
         run_recipe(_steps({"stage": "needy"}), data=None, out=tmp_path / "run", **common)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         run_recipe(_recipe(), data=tmp_path / "absent", out=tmp_path / "run", **common)
     with pytest.raises(UserError, match="is a file"):
         run_recipe(_recipe(), data=None, out=tmp_path / "file", **common)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import CLIPTextModel
 
-from decant.data.folder import read_folder
+from decant.data.source import read
 from decant.models.families.of import family_of
 from decant.models.load import load
 from decant.recipe.runner import run_recipe
@@ -75,7 +75,7 @@ def test_a_run_from_a_full_cache_never_runs_the_encoders_and_gives_the_same_weig
 def test_latents_do_not_depend_on_what_the_cache_held(data: Path, tmp_path: Path) -> None:
     """The scenes teacher's own networks: alone and in other company a picture has the same bits."""
     family, device = family_of(load("scenes")), torch.device("cpu")
-    whole = read_folder(data)
+    whole = read(data)
 
     def encoded(cache: str, *sizes: int) -> Any:
         for most in sizes:
