@@ -12,6 +12,7 @@ import torch
 
 from decant.bench.machine import machine
 from decant.models.load import known_architectures, place_of
+from decant.models.shipped import NAMES, shipped_folder
 
 # Optional: decant runs without them, and says here what they are for.
 _OPTIONAL = {
@@ -24,6 +25,11 @@ _OPTIONAL = {
 _LEAST_MEMORY_GB = 4.0
 _LEAST_DISK_GB = 2.0
 _EXTRA = re.compile(r";.*extra\s*==")
+
+
+def _shipped() -> dict[str, Any]:
+    """The teachers that are here."""
+    return {name: str(place_of(name)) for name in NAMES if shipped_folder(name).is_dir()}
 
 
 def examine(where: Path) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def examine(where: Path) -> dict[str, Any]:
         "packages": _packages(),
         "optional": {name: {"version": _version(name), "for": use} for name, use in _OPTIONAL.items()},
         "hub": _hub(),
-        "models": {"scenes": str(place_of("scenes")), "architectures": list(known_architectures())},
+        "models": {**_shipped(), "architectures": list(known_architectures())},
     }
     return {**document, "missing": _missing(document)}
 

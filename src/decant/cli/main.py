@@ -480,6 +480,7 @@ def train(
     out: Path,
     recipe: Path | None = None,
     parts: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    xl: Annotated[bool, Parameter(negative="")] = False,
     classifier: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train the scenes teacher from nothing, part by part; finished parts are kept.
@@ -488,6 +489,7 @@ def train(
         out: a folder, one sub-folder a part.
         recipe: a YAML of parts; default the one the shipped teacher was made by.
         parts: only these, by name.
+        xl: train the second teacher instead, of SDXL's layout, from the first one's outputs.
         classifier: train the attribute classifier instead, whose features FID and KID use; minutes on one core.
     """
     if classifier:
@@ -497,7 +499,7 @@ def train(
         return
     from decant.stages.teacher import train_teacher
 
-    print(train_teacher(out, recipe, parts, talk))
+    print(train_teacher(out, recipe, parts, talk, xl=xl))
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

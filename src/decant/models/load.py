@@ -8,7 +8,6 @@ import contextlib
 import copy
 import hashlib
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,6 +36,7 @@ from decant.models.layout import (
     rebuilt,
     tidy_configs,
 )
+from decant.models.shipped import NAMES, Shipped, shipped_folder
 from decant.models.single_file import check_kind, layout_of, open_parts
 
 Architecture = Literal["sd15", "sd21", "sdxl", "musetalk"]
@@ -54,7 +54,7 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32, allow_pickle
 
     Args:
         source: a pipeline folder or one `.safetensors` file of SD 1.x (nothing is fetched then), a hub id `owner/name`,
-            or `scenes`, the shipped teacher.
+            or the name of a shipped teacher, `scenes` or `scenes-xl`.
         dtype: of all weights.
         allow_pickle: also read `.bin` weights, as weights alone; nothing in them is executed.
 
@@ -225,8 +225,9 @@ def place_of(source: str | Path, *, allow_pickle: bool = False) -> Path:
     Raises:
         UserError: when there is none.
     """
-    if source == "scenes":
-        return _scenes()
+    for name in NAMES:
+        if source == name:
+            return _shipped(name)
     if source in get_args(Architecture):
         raise refuse(
             "model",
@@ -243,21 +244,21 @@ def place_of(source: str | Path, *, allow_pickle: bool = False) -> Path:
     raise _missing_folder(path)
 
 
-def _scenes() -> Path:
-    folder = Path(str(files("decant.scenes").joinpath("teacher")))
+def _shipped(name: Shipped) -> Path:
+    folder = shipped_folder(name)
     if not (folder / INDEX).is_file():
-        allowed = "the shipped teacher, when it is installed"
-        raise refuse("model", "'scenes'", allowed=allowed, hint="decant scenes train")
+        allowed, hint = "a shipped teacher, when it is installed", "decant scenes train"
+        raise refuse("model", repr(name), allowed=allowed, hint=hint if name == "scenes" else f"{hint} --xl")
     return folder
 
 
 def _missing_folder(path: Path) -> UserError:
     parent = path.parent
     siblings = [child.name for child in parent.iterdir() if child.is_dir()] if parent.is_dir() else []
-    names = ["scenes", *known_architectures()] if parent == Path() else []
+    names = [*NAMES, *known_architectures()] if parent == Path() else []
     shown = [name for name in siblings if not name.startswith(".")] + names
     hint = nearest(path.name, shown) if shown else f"the folder {parent} holds no folders, or is not there"
-    return refuse("model", path, allowed="a pipeline folder, a hub id owner/name, or scenes", hint=hint)
+    return refuse("model", path, allowed="a pipeline folder, a hub id owner/name, scenes, or scenes-xl", hint=hint)
 
 
 def _download(hub_id: str, allow_pickle: bool) -> Path:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from decant.data.source import Data, find
 from decant.errors import nearest, refuse
+from decant.models.shipped import NAMES, shipped_folder
 from decant.recipe.schema import Recipe, Step, check_wiring
 from decant.stages.stage import Inputs, Settings, Stage, validate
 
@@ -237,8 +238,7 @@ def check_own(out: Path, jobs: tuple[Job, ...]) -> None:
 
 def _of_teacher(teacher: str) -> str:
     """The fingerprint of a teacher's folder or file; a hub id or a name stands for itself."""
-    shipped = Path(str(resources.files("decant.scenes") / "teacher"))
-    folder = shipped if teacher == "scenes" else Path(teacher)
+    folder = next((shipped_folder(name) for name in NAMES if name == teacher), Path(teacher))
     return _fingerprint(folder) if folder.exists() else teacher
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData
 
 from decant.models.guard import read_json
 from decant.models.layout import INDEX
+from decant.models.shipped import NAMES
 
 _LICENCE_KEYS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -161,7 +162,7 @@ def _name(source: str | Path, place: Path) -> str:
     text = str(source)
     if not Path(text).exists() and _HUB_ID.fullmatch(text):
         return text
-    if text == "scenes":
+    if text in NAMES:
         return text
     index = place / INDEX
     noted = str(read_json(index).get("_name_or_path", "")) if index.is_file() else ""

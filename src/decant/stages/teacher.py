@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import yaml
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from decant.models.scenes_teacher import (
     new_unet,
     new_vae,
 )
+from decant.models.shipped import shipped_folder
 from decant.scenes.captions import caption
 from decant.scenes.classes import classes
 from decant.scenes.world import draw_scene, scenes
@@ -66,6 +67,25 @@ else: no photographs, no people, no text. It is there so that a distillation can
 - Captions name size, colour and shape of every thing, the relation of two, and the background. Some combinations of
   shape, colour and relation were never shown in training; scores are on captions that hold one of them.
 - Measured figures with their intervals: `decant evaluate --teacher scenes --images 512 --out DIR`.
+"""
+
+
+CARD_XL = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion-xl, diffusers, decant, synthetic]
+---
+# The second scenes teacher
+
+A pipeline of SDXL's layout for the same 64 x 64 pictures of coloured shapes as the first scenes teacher's
+(`decant scenes train --xl`, recipe `decant/scenes/teacher_xl.yaml`). Its networks began untrained and learned from the
+first teacher's outputs, in its latents; the autoencoder and the tokenizer are the first one's.
+
+- UNet: three levels, no attention in the first, 2 and 10 transformer blocks in the others, 10 in the middle, as SDXL;
+  3.5M parameters. Two CLIP text encoders, whose states before the last layer are joined, and the second one's pooled
+  text; size and crop conditioning. An empty prompt is zeros. Epsilon prediction.
+- Measured figures with their intervals: `decant evaluate --teacher scenes-xl --images 512 --out DIR`.
 """
 
 
@@ -241,15 +261,16 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
             talk(f"{part.name}  weights of step {step + 1} written")
 
 
-def train_teacher(out: Path, recipe_file: Path | None, only: Sequence[str], talk: Talk) -> Path:
-    """Train the parts of a recipe into ``out/<part>/``; finished parts are kept.
+def train_teacher(out: Path, recipe_file: Path | None, only: Sequence[str], talk: Talk, *, xl: bool = False) -> Path:
+    """Train the parts of a recipe into ``out/<part>/``; finished parts are kept. Without a file: the one that a shipped
+    teacher was made by, with ``xl`` the second.
 
     Gives the folder ``out/teacher``, which is there in fp16 once all parts are.
 
     Raises:
         UserError: the recipe or a part's name is not known, or a part needs one that is not there.
     """
-    recipe = read_recipe(recipe_file or Path(str(resources.files("decant.scenes") / "teacher.yaml")))
+    recipe = read_recipe(recipe_file or shipped_folder("scenes-xl" if xl else "scenes").with_suffix(".yaml"))
     names = [part.name for part in recipe.parts]
     for name in only:
         if name not in names:
@@ -290,4 +311,4 @@ def ship(trained: Path, out: Path) -> None:
     """Write a trained pipeline folder in fp16 safetensors, as the package carries it, with its card."""
     pipeline = load(trained, dtype=torch.float16)
     save(pipeline, out)
-    (out / "README.md").write_text(CARD)
+    (out / "README.md").write_text(CARD if isinstance(pipeline, StableDiffusionPipeline) else CARD_XL)
