@@ -123,8 +123,8 @@ class Table:
             f"Written by `python examples/terms_table.py --steps {self.args.steps} --images {self.args.images}`.",
             "",
             f"BK-Tiny of the scenes teacher, {self.args.steps} steps of 16 in all, one change at a time. Where a row "
-            "names no terms, they are output + block features, on real pictures, in one shot, from one teacher. Percent of "
-            f"{self.args.images} captions of held-out scenes, DDIM 25 steps, guidance 4, 95 % intervals.",
+            "names no terms, they are output + block features, on real pictures, in one shot, from one teacher. "
+            f"Percent of {self.args.images} captions of held-out scenes, DDIM 25 steps, guidance 4, 95 % intervals.",
             "",
             "| what | accuracy, % | agreement with the teacher, % |",
             "|---|---|---|",

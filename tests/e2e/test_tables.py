@@ -1,0 +1,62 @@
+"""The commands that write the tables of docs: all of each once, small."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_what_each_part_buys_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of row: terms, floors, rounds, prompts, random latents, teachers in turn."""
+    table = example("terms_table")
+    monkeypatch.setattr(table, "PICTURES", 60)
+    monkeypatch.setattr(
+        table, "TERMS", {"task + output + layer features": table.TERMS["task + output + layer features"]}
+    )
+    for key, value in {"batch_size": 2, "warmup": 0, "held_out_most": 2, "prompt_steps": 2}.items():
+        monkeypatch.setitem(table.COMMON, key, value)
+    words = ["--steps", "3", "--tune-steps", "1", "--images", "2"]
+    table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
+    rows = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [
+        "teacher",
+        "the cut, undistilled",
+        "random weights, output",
+        "task + output + layer features",
+        "three rounds of cut and distil",
+        "the teacher's samples of prompts",
+        "random latents",
+        "three teachers in turn",
+    ]
+
+
+@pytest.mark.slow
+def test_presets_are_measured_beside_their_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = example("presets_table")
+    whole = table.presets
+
+    def one(family: str) -> dict[str, Any]:
+        few = ["distill.batch_size=2", "distill.held_out_most=2"]
+        return {name: table.override(each, few) for name, each in whole(family).items() if name == "bk-sdm-tiny"}
+
+    monkeypatch.setattr(table, "presets", one)
+    monkeypatch.setattr(table, "PICTURES", 60)
+    words = ["--steps", "1", "--images", "2", "--families", "sd1"]
+    table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text()
+    for name in ("teacher, `scenes`", "bk-sdm-tiny", "bk-sdm-tiny, cut alone", "bk-sdm-tiny, from random weights"):
+        assert f"\n| {name} | " in page
+    assert str(tmp_path) not in page
