@@ -1,6 +1,7 @@
 """The command line: thin verbs. Stdout is data, stderr is talk; status 0 done, 2 the user's mistake, 1 ours."""
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -509,6 +510,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     """
     # What it has to say of optional packages as it is imported, `decant doctor` says when asked.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao's own business with torch
     keep_freed_memory()
     try:
         with interruptible():
