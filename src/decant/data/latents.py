@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from decant.data.batch import Batch
-from decant.data.captioned import Captioned
-from decant.data.picture import CROP, Frame, ahead, framed_picture
+from decant.data.captioned import Captioned, Skipped
+from decant.data.picture import CROP, ChangedError, Frame, View, ahead, framed_picture
 from decant.data.shards import Rows, Shards
 from decant.errors import refuse
 from decant.maths.seeds import seed_of
@@ -27,6 +27,7 @@ _FLUSH_SECONDS = 60.0  # what a kill may cost
 _CAPTIONS_AT_ONCE = 16
 _DRAWN_AT_ONCE = 8
 _PIXELS_AT_ONCE = 16 * 64 * 64
+_MOST_LOST = 0.1
 
 _Item = TypeVar("_Item")
 
@@ -93,7 +94,8 @@ class Latents:
     one. Where pictures have several captions it is ``(n, k)``, filled up with -1, and every epoch draws one of a
     picture's rows from (``seed``, position). A table that is the same for all is stored as a single row. ``framing`` is
     what the network is told about each picture itself, with caption or without: a part of every condition and of its
-    null.
+    null. Where pictures have several ``views`` (crops, mirrored or not), mean, std and framing have ``views * n`` rows,
+    all pictures of the first view first, and every epoch draws one. ``replaced``: pictures that others stand in for.
     """
 
     mean: Table
@@ -103,6 +105,8 @@ class Latents:
     null: Mapping[str, Table]
     framing: Mapping[str, Table] = field(default_factory=dict)
     seed: int = 0
+    views: int = 1
+    replaced: tuple[Skipped, ...] = ()
 
     @property
     def n(self) -> int:
@@ -112,11 +116,16 @@ class Latents:
     def batch(self, positions: tuple[int, ...]) -> Batch:
         """The pictures at these positions of the endless stream; position % n is the index of a picture."""
         index = torch.tensor([position % self.n for position in positions])
+        seen = index if self.views == 1 else torch.tensor([self._viewed(position) for position in positions])
         rows = self.rows[index] if self.rows.ndim == 1 else torch.tensor([self._drawn(p) for p in positions])
-        framing = {key: _gather(table, index) for key, table in self.framing.items()}
+        framing = {key: _gather(table, seen) for key, table in self.framing.items()}
         condition = {key: _gather(table, rows) for key, table in self.condition.items()} | framing
         null = {key: _gather(table, rows) for key, table in self.null.items()} | framing
-        return Batch(tuple(positions), _gather(self.mean, index), _gather(self.std, index), condition, null)
+        return Batch(tuple(positions), _gather(self.mean, seen), _gather(self.std, seen), condition, null)
+
+    def _viewed(self, position: int) -> int:
+        """The row of the view that is a picture's in this epoch."""
+        return seed_of(self.seed, "view", position) % self.views * self.n + position % self.n
 
     def _drawn(self, position: int) -> int:
         """The row of the caption that is a picture's in this epoch."""
@@ -133,26 +142,40 @@ def encode_all(
     progress: Progress | None = None,
     seed: int = 0,
     drawer: Drawer | None = None,
+    views: Sequence[View] = (View(),),
 ) -> Latents:
     """Every picture, at ``size`` pixels, and every different caption, encoded unless the cache has it.
 
     A row depends on its picture or caption and on what encodes it, not on the others or on what the cache held: the
     encoders always get the same number of rows, the last chunk filled up. ``progress(done)`` counts pictures. ``seed``
-    decides which of its captions a picture has in an epoch. Captions alone get the latents of ``drawer``. Raises
-    ``UserError`` where the encoder gives numbers that are not finite.
+    decides which of its captions, and of ``views``, a picture has in an epoch. Captions alone get the latents of
+    ``drawer``. A picture that has changed since it was looked at is stood in for by another, drawn from the seed, and
+    named in ``Latents.replaced``. Raises ``UserError`` where the encoder gives numbers that are not finite, or more
+    than a tenth of the pictures has changed.
     """
     assert captioned.files and len(captioned.digests) == len(captioned.files), "pictures that were looked at"
     choices = captioned.choices
     captions = list(dict.fromkeys(caption for own in choices for caption in own))
     rows = _rows(choices, {caption: index for index, caption in enumerate(captions)})
     texts = _captions(captions, encoder, cache)
+    lost: dict[bytes, str] = {}
     if captioned.alone:
         assert drawer is not None, "captions alone, and nothing that draws"
-        moments = _drawn(captioned, size, encoder, drawer, cache, progress)
+        keys: Sequence[bytes] = captioned.digests
+        shards = _drawn(captioned, size, drawer, cache, progress)
+        told = encoder.framing([Frame.whole(size, size)])
     else:
-        moments = _pictures(captioned, size, encoder, cache, progress)
-    condition, null, framing = _named(texts, "condition."), _named(texts, "null."), _named(moments, "framing.")
-    return Latents(moments["mean"], moments["std"], rows, condition, null, framing, seed)
+        shards = _pictures(captioned, size, encoder, cache, views, progress, lost)
+        places = _stand_ins(captioned, lost, seed)
+        keys = [view.key(captioned.digests[place]) for view in views for place in places]
+        rows, told = rows[places], {}
+    moments = shards.tables(keys)
+    condition, null = _named(texts, "condition."), _named(texts, "null.")
+    framing = {**_named(moments, "framing."), **told}
+    n_views = 1 if captioned.alone else len(views)
+    return Latents(
+        moments["mean"], moments["std"], rows, condition, null, framing, seed, n_views, _told(captioned, lost)
+    )
 
 
 def _rows(choices: Sequence[Sequence[str]], row: Mapping[str, int]) -> Tensor:
@@ -162,51 +185,109 @@ def _rows(choices: Sequence[Sequence[str]], row: Mapping[str, int]) -> Tensor:
     return rows[:, 0] if most == 1 else rows
 
 
+def _stand_ins(captioned: Captioned, lost: Mapping[bytes, str], seed: int) -> list[int]:
+    """For each picture its own place, or for one that was lost that of another, drawn from the seed and its name."""
+    good = [place for place, digest in enumerate(captioned.digests) if digest not in lost]
+    n = len(captioned.digests)
+    if not good or n - len(good) > max(1, _MOST_LOST * n):
+        first = next(iter(lost.values())).splitlines()[0]
+        value = f"{n - len(good)} of {n} pictures are no longer what they were when they were looked at ({first})"
+        raise refuse("data", value, allowed=f"at most {_MOST_LOST:.0%}, or one", hint="run again, on data at rest")
+    return [
+        place if digest not in lost else good[seed_of(seed, "stand-in", name) % len(good)]
+        for place, (digest, name) in enumerate(zip(captioned.digests, captioned.names, strict=True))
+    ]
+
+
+def _told(captioned: Captioned, lost: Mapping[bytes, str]) -> tuple[Skipped, ...]:
+    pairs = zip(captioned.digests, captioned.names, strict=True)
+    return tuple(Skipped(name, lost[digest].splitlines()[0]) for digest, name in pairs if digest in lost)
+
+
 @torch.no_grad()
 def _pictures(
-    captioned: Captioned, size: int, encoder: Encoder, cache: Cache, progress: Progress | None
-) -> dict[str, Table]:
+    captioned: Captioned,
+    size: int,
+    encoder: Encoder,
+    cache: Cache,
+    views: Sequence[View],
+    progress: Progress | None,
+    lost: dict[bytes, str],
+) -> Shards:
+    """Every view of every picture encoded; ``lost`` takes the digests of those that have changed, and why."""
     made_by = {"what": "pictures", "encoder": encoder.made_by()["pictures"], "size": str(size), "crop": CROP}
-    shards = cache.shards(made_by, captioned.digests)
     files = dict(zip(captioned.digests, captioned.files, strict=True))
+    wanted = {view.key(digest): (digest, view) for view in views for digest in files}
+    shards = cache.shards(made_by, list(wanted))
     missing = shards.missing
-    if len(missing) < len(files):
-        cache.talk(f"{len(files) - len(missing)} of {len(files)} pictures were encoded before: {cache.folder}")
+    if len(missing) < len(wanted):
+        done = (len(wanted) - len(missing)) // len(views)
+        cache.talk(f"{done} of {len(files)} pictures were encoded before: {cache.folder}")
+
+    def framed(key: bytes) -> tuple[Tensor, Frame] | ChangedError:
+        digest, view = wanted[key]
+        try:
+            return framed_picture(files[digest], size, digest, view)
+        except ChangedError as error:
+            return error
+
     rows_at_once = max(1, min(16, _PIXELS_AT_ONCE // size**2))
-    pixels = ahead(lambda key: framed_picture(files[key], size, key), missing, most=2 * rows_at_once + 8)
-    with _Writer(shards) as writer:
-        done = len(captioned.files) - len(missing)
-        for keys in _chunks(missing, rows_at_once):
-            part = _filled([next(pixels) for _ in keys], rows_at_once)
-            mean, std = encoder.encode(torch.stack([picture for picture, _ in part]))
-            _check_finite(mean, std, [files[key].name for key in keys])
-            told = encoder.framing([frame for _, frame in part])
-            writer.add(keys, {"mean": mean, "std": std} | {f"framing.{key}": value for key, value in told.items()})
-            done += len(keys)
-            if progress is not None:
-                progress(done)
-    return shards.tables(captioned.digests)
+    for turn, tick in _turns(shards, len(captioned.files), progress):
+        pixels = ahead(framed, turn, most=2 * rows_at_once + 8)
+        with _Writer(shards) as writer:
+            for keys in _chunks(turn, rows_at_once):
+                seen = dict(zip(keys, pixels, strict=False))
+                lost.update({wanted[key][0]: str(each) for key, each in seen.items() if isinstance(each, ChangedError)})
+                part = {key: each for key, each in seen.items() if not isinstance(each, ChangedError)}
+                if part:
+                    _encode(part, encoder, writer, rows_at_once, files[wanted[next(iter(part))][0]].name)
+                tick(len(keys))
+    return shards
+
+
+def _turns(
+    shards: Shards, n: int, progress: Progress | None
+) -> Iterator[tuple[Sequence[bytes], Callable[[int], object]]]:
+    """What is missing, part by part, and what counts it as a share of n pictures."""
+    total, done = len(shards.missing), 0
+
+    def tick(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(n - (total - done) * n // shards.total)
+
+    for turn in shards.turns():
+        done = total - len(shards.missing)  # others may have made some
+        yield turn, tick
+
+
+def _encode(
+    part: Mapping[bytes, tuple[Tensor, Frame]], encoder: Encoder, writer: "_Writer", rows: int, name: str
+) -> None:
+    filled = _filled(list(part.values()), rows)
+    mean, std = encoder.encode(torch.stack([picture for picture, _ in filled]))
+    _check_finite(mean, std, f"{name} or one after it")
+    told = encoder.framing([frame for _, frame in filled])
+    writer.add(list(part), {"mean": mean, "std": std} | {f"framing.{key}": value for key, value in told.items()})
 
 
 @torch.no_grad()
-def _drawn(
-    captioned: Captioned, size: int, encoder: Encoder, drawer: Drawer, cache: Cache, progress: Progress | None
-) -> dict[str, Table]:
+def _drawn(captioned: Captioned, size: int, drawer: Drawer, cache: Cache, progress: Progress | None) -> Shards:
     """Latents of captions that have no pictures."""
     shards = cache.shards({"what": "drawn", "size": str(size), **drawer.made_by}, captioned.digests)
     words = dict(zip(captioned.digests, captioned.captions, strict=True))
     missing = shards.missing
     if len(missing) < len(words):
         cache.talk(f"{len(words) - len(missing)} of {len(words)} prompts were drawn before: {cache.folder}")
-    with _Writer(shards) as writer:
-        for number, keys in enumerate(_chunks(missing, _DRAWN_AT_ONCE), start=1):
-            mean, std = drawer.draw(_filled([words[key] for key in keys], _DRAWN_AT_ONCE))
-            _check_finite(mean, std, [words[key] for key in keys])
-            writer.add(keys, {"mean": mean, "std": std})
-            if progress is not None:
-                progress(len(words) - len(missing) + min(number * _DRAWN_AT_ONCE, len(missing)))
-    told = encoder.framing([Frame.whole(size, size)])
-    return {**shards.tables(captioned.digests), **{f"framing.{key}": value for key, value in told.items()}}
+    for turn, tick in _turns(shards, len(words), progress):
+        with _Writer(shards) as writer:
+            for keys in _chunks(turn, _DRAWN_AT_ONCE):
+                mean, std = drawer.draw(_filled([words[key] for key in keys], _DRAWN_AT_ONCE))
+                _check_finite(mean, std, f"{words[keys[0]]!r} or one after it")
+                writer.add(keys, {"mean": mean, "std": std})
+                tick(len(keys))
+    return shards
 
 
 @torch.no_grad()
@@ -214,12 +295,13 @@ def _captions(captions: Sequence[str], encoder: Encoder, cache: Cache) -> dict[s
     """The tables of conditions and of their unconditional twins, one row a caption."""
     words = {hashlib.sha256(caption.encode()).digest(): caption for caption in captions}
     shards = cache.shards({"what": "captions", "encoder": encoder.made_by()["captions"]}, list(words))
-    with _Writer(shards) as writer:
-        for keys in _chunks(shards.missing, _CAPTIONS_AT_ONCE):
-            condition = encoder.condition(_filled([words[key] for key in keys], _CAPTIONS_AT_ONCE))
-            null = encoder.null(condition)
-            tables = {f"condition.{key}": value for key, value in condition.items()}
-            writer.add(keys, tables | {f"null.{key}": value for key, value in null.items()})
+    for turn in shards.turns():
+        with _Writer(shards) as writer:
+            for keys in _chunks(turn, _CAPTIONS_AT_ONCE):
+                condition = encoder.condition(_filled([words[key] for key in keys], _CAPTIONS_AT_ONCE))
+                null = encoder.null(condition)
+                tables = {f"condition.{key}": value for key, value in condition.items()}
+                writer.add(keys, tables | {f"null.{key}": value for key, value in null.items()})
     return shards.tables(list(words))
 
 
@@ -255,15 +337,10 @@ class _Writer:
         self.keys, self.parts, self.size, self.since = [], [], 0, time.monotonic()
 
 
-def _check_finite(mean: Tensor, std: Tensor, names: Sequence[str]) -> None:
+def _check_finite(mean: Tensor, std: Tensor, name: str) -> None:
     if not (mean.isfinite().all() and std.isfinite().all()):
         hint = "check the VAE's weights; some VAEs overflow in float16, so encode in float32"
-        raise refuse(
-            "data",
-            f"the latents of one of {names[0]} ... {names[-1]} are not finite",
-            allowed="finite latents",
-            hint=hint,
-        )
+        raise refuse("data", f"the latents of {name} are not finite", allowed="finite latents", hint=hint)
 
 
 def _gather(table: Table, index: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, assert_never
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from decant.errors import UserError, refuse
+from decant.maths.seeds import seed_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 """What the names of pictures end in; the contents decide what they are."""
@@ -49,9 +50,11 @@ class Frame:
     target: tuple[int, int]
 
     @classmethod
-    def centred(cls, original: tuple[int, int], size: int) -> "Frame":
-        """The frame of `picture`: shortest side resized to ``size``, a centre crop."""
-        top, left = (round((size * side // min(original) - size) / 2) for side in original)
+    def cropped(cls, original: tuple[int, int], size: int, at: tuple[float, float] = (0.5, 0.5)) -> "Frame":
+        """Shortest side resized to ``size``, and a crop: 0 at the top or left, 1 at the bottom or right."""
+        top, left = (
+            round((size * side // min(original) - size) * part) for side, part in zip(original, at, strict=True)
+        )
         return cls(original, (top, left), (size, size))
 
     @classmethod
@@ -71,6 +74,64 @@ class Content(Protocol):
     def read_bytes(self) -> bytes:
         """The whole contents. Raises ``OSError`` where they cannot be read."""
         ...
+
+
+Aspect = Literal["crop", "letterbox", "stretch"]
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to make a square of a picture.
+
+    aspect: crop the longer side, letterbox (black) or stretch. crop: None is the centre, k the k-th of the picture's
+    random crops. flip: mirrored, left for right.
+    """
+
+    aspect: Aspect = "crop"
+    crop: int | None = None
+    flip: bool = False
+
+    @classmethod
+    def several(cls, aspect: Aspect, crops: int, *, flip: bool) -> tuple["View", ...]:
+        """Every view that training may see: so many random crops, or with 0 the centre; each mirrored too."""
+        places = range(crops) if crops else (None,)
+        return tuple(
+            cls(aspect, place, mirrored) for mirrored in ((False, True) if flip else (False,)) for place in places
+        )
+
+    def key(self, digest: bytes) -> bytes:
+        """What the view of a picture is kept under; the plain centre crop under the picture's own digest."""
+        if self == View():
+            return digest
+        words = f"{self.aspect} {self.crop} {self.flip}".encode()
+        return hashlib.sha256(digest + words).digest()
+
+    def of(self, image: Image.Image, size: int, digest: bytes) -> tuple[Image.Image, Frame]:
+        """The square, and how it came about."""
+        image = ImageOps.mirror(image) if self.flip else image
+        original, square = (image.height, image.width), (size, size)
+        match self.aspect:
+            case "crop":
+                at = self._place(digest)
+                # fit crops in the source and resizes once, so a very long picture never grows in memory.
+                fitted = ImageOps.fit(image, square, Image.Resampling.LANCZOS, centering=at[::-1])
+                return fitted, Frame.cropped(original, size, at)
+            case "letterbox":
+                return ImageOps.pad(image, square, Image.Resampling.LANCZOS), Frame(original, (0, 0), square)
+            case "stretch":
+                return image.resize(square, Image.Resampling.LANCZOS), Frame(original, (0, 0), square)
+        assert_never(self.aspect)
+
+    def _place(self, digest: bytes) -> tuple[float, float]:
+        """Where the crop lies; a flipped one shows what the plain one shows."""
+        if self.crop is None:
+            return (0.5, 0.5)
+        down, right = (seed_of("crop", self.crop, side, digest.hex()) / 2**64 for side in ("down", "right"))
+        return down, 1 - right if self.flip else right
+
+
+class ChangedError(UserError):
+    """A picture is no longer what it was when it was looked at."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +178,23 @@ def picture(file: Content, size: int, digest: bytes | None = None) -> Tensor:
     return framed_picture(file, size, digest)[0]
 
 
-def framed_picture(file: Content, size: int, digest: bytes | None = None) -> tuple[Tensor, Frame]:
-    """A `picture`, and how it was framed."""
+def framed_picture(
+    file: Content, size: int, digest: bytes | None = None, view: View | None = None
+) -> tuple[Tensor, Frame]:
+    """A `picture`, or another view of it, and how it was framed. Raises `ChangedError`."""
     try:
         content = file.read_bytes()
         image = _open_rgb(content)
+    except UserError:  # not about this picture, but about what brings it
+        raise
     except Exception as error:  # decoders raise anything on damaged input
         raise _changed(file, _reason(error)) from error
-    if digest is not None and hashlib.sha256(content).digest() != digest:
+    found = hashlib.sha256(content).digest()
+    if digest is not None and found != digest:
         raise _changed(file, "its contents are others than a moment ago")
-    # fit crops in the source and resizes once, so a very long picture never grows in memory.
-    fitted = np.array(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
-    pixels = torch.from_numpy(fitted).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
-    return pixels, Frame.centred((image.height, image.width), size)
+    square, frame = (view or View()).of(image, size, found)
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float().div(127.5).sub(1).contiguous()
+    return pixels, frame
 
 
 def ahead(function: Callable[[_In], _Out], items: Iterable[_In], most: int = 64) -> Iterator[_Out]:
@@ -143,9 +208,9 @@ def ahead(function: Callable[[_In], _Out], items: Iterable[_In], most: int = 64)
         yield from (future.result() for future in waiting)
 
 
-def _changed(file: Content, value: str) -> UserError:
-    hint = "it changed after the folder was scanned: run again"
-    return refuse(f"picture {file}", value, allowed="a picture that decodes", hint=hint)
+def _changed(file: Content, value: str) -> ChangedError:
+    hint = "it changed after it was looked at: run again"
+    return ChangedError(str(refuse(f"picture {file}", value, allowed="a picture that decodes", hint=hint)))
 
 
 def _reason(error: Exception) -> str:

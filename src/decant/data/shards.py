@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -27,6 +27,7 @@ _KEYS = "keys"
 _KEY_BYTES = 32
 _HOUR = 3600
 _OPEN_FILES = 64
+_PART = 256
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -114,10 +115,17 @@ class Shards:
     """
 
     def __init__(self, folders: Sequence[Path], keys: Sequence[bytes], talk: Callable[[str], None]) -> None:
-        self._writable, self._talk = list(folders), talk
+        self._folders, self._writable, self._talk = list(folders), list(folders), talk
         self._place: dict[bytes, tuple[int, int] | None] = dict.fromkeys(keys)
         self._shards: list[_Shard] = []
-        found = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+        self._known: set[Path] = set()
+        self._look()
+
+    def _look(self) -> None:
+        """Take what is there that was not there before; a damaged file is removed."""
+        listed = (path for folder in self._folders for path in sorted(folder.glob("*.safetensors")))
+        found = [path for path in listed if path not in self._known]
+        self._known.update(found)
         read = [(path, _read_shard(path)) for path in found]
         # A file that holds nothing asked for need not be whole.
         wanted = [(path, shard) for path, shard in read if shard is None or not self._place.keys().isdisjoint(shard[1])]
@@ -127,14 +135,64 @@ class Shards:
             if shard is not None and fine:
                 self._take(path, *shard)
             elif path.exists() and not _is_whole(path):  # another process may have seen it too, and made it anew
-                talk(f"cache: {path} is damaged; what it held is made anew")
+                self._talk(f"cache: {path} is damaged; what it held is made anew")
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    @property
+    def total(self) -> int:
+        """How many keys there are."""
+        return len(self._place)
 
     @property
     def missing(self) -> list[bytes]:
         """The keys without a row, in order of first mention."""
         return [key for key, place in self._place.items() if place is None]
+
+    def turns(self) -> Iterator[list[bytes]]:
+        """The keys without a row, a part at a time, each part while no other process works on it.
+
+        What is yielded must be added before the next is asked for. Parts that another process has come last, once it
+        is done or dead, as far as it left rows missing; so several processes share the work of one cache.
+        """
+        keys = list(self._place)
+        parts = [keys[start : start + _PART] for start in range(0, len(keys), _PART)]
+        for wait in (False, True):
+            later = []
+            for part in parts:
+                if all(self._place[key] is not None for key in part):
+                    continue
+                with self._alone(part, wait) as mine:
+                    if not mine:
+                        later.append(part)
+                        continue
+                    self._look()
+                    missing = [key for key in part if self._place[key] is None]
+                    if missing:
+                        yield missing
+            parts = later
+
+    @contextlib.contextmanager
+    def _alone(self, part: Sequence[bytes], wait: bool) -> Iterator[bool]:
+        """Whether no other process has this part; it ends with the process. Without locks, nobody else has it."""
+        try:
+            import fcntl
+
+            self._writable[0].mkdir(parents=True, exist_ok=True)
+            path = self._writable[0] / f".lock-{hashlib.sha256(b''.join(part)).hexdigest()[:16]}"
+            lock = path.open("w")
+        except (ImportError, OSError):  # no such locks on Windows, or a folder that can only be read
+            yield True
+            return
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def add(self, keys: Sequence[bytes], tensors: Mapping[str, Tensor]) -> None:
         """Write one file of ``len(keys)`` rows, whole or not at all.
@@ -147,6 +205,7 @@ class Shards:
         path = self._write(save({_KEYS: table, **{name: tensor.contiguous() for name, tensor in tensors.items()}}))
         shard = _read_shard(path)
         assert shard is not None, f"{path} was just written"
+        self._known.add(path)
         self._take(path, *shard)
 
     def tables(self, keys: Sequence[bytes]) -> dict[str, Tensor | Rows]:

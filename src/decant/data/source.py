@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from decant.data import coco, folder, prompts, webdataset
+from decant.data import coco, folder, huggingface, prompts, webdataset
 from decant.data.captioned import Captioned, Source, Watch, check_share, unwatched
 from decant.errors import nearest, refuse
 
@@ -10,8 +10,11 @@ Data = str | Path
 """What ``--data`` names, as it was given."""
 
 # The first that knows what it is given takes it; a folder of pictures is what every other folder must be.
-_KINDS = (webdataset.find, coco.find, prompts.find, folder.find)
-_ALLOWED = "a folder of pictures with captions, COCO's captions_*.json or its folder, .tar shards, or captions.json"
+_KINDS = (huggingface.find, webdataset.find, coco.find, prompts.find, folder.find)
+_ALLOWED = (
+    "a folder of pictures with captions, COCO's captions_*.json or its folder, .tar shards, captions.json, parquet, "
+    "or hf:owner/name"
+)
 
 
 def find(data: Data) -> Source:

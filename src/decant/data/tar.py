@@ -116,7 +116,7 @@ def _members(file: _Tailed, name: str, notes: list[Skipped]) -> Iterator[_Member
     end, n = 0, 0
     try:
         # Streamed, so that nothing is sought; a list of all members would grow with the shard.
-        with tarfile.open(fileobj=file, mode="r|", errors="surrogateescape") as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=file, mode="r|", errors="backslashreplace") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 tar.members = []
                 if info.isreg():

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from decant.data import remote
 from decant.data.captioned import Captioned, Entry, Skipped, Watch, gather, unwatched
 from decant.data.folder import METADATA
-from decant.data.picture import SUFFIXES, Look
+from decant.data.picture import SUFFIXES, Look, ahead
 from decant.data.tar import Held, Index, index_of
 from decant.errors import refuse
 
@@ -189,7 +189,7 @@ class WebDataset:
 
     def fingerprint(self) -> str:
         """Of the shards' contents; of those on a server, of addresses, sizes and tags."""
-        return hashlib.sha256(" ".join(shard.digest() for shard in self.shards).encode()).hexdigest()
+        return hashlib.sha256(" ".join(ahead(lambda shard: shard.digest(), self.shards)).encode()).hexdigest()
 
 
 def find(data: str) -> WebDataset | None:

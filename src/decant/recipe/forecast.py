@@ -15,7 +15,9 @@ import psutil
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from decant.data.source import Data, read
+from decant.data.captioned import check_share, unwatched
+from decant.data.picture import View
+from decant.data.source import Data, find
 from decant.models.cost import latent_of, macs, parameters, size_mb
 from decant.models.device import pick
 from decant.models.families.unet import blank, forward
@@ -57,15 +59,19 @@ class _Pace:
 
 
 def forecast(jobs: Sequence[Job], teacher: str, data: Data | None, out: Path) -> dict[str, Any]:
-    """Disk and time that a run wants: ``{"disk": {...}, "time": {...}}``; nothing is written and no weights are read.
+    """Disk and time that a run wants: ``{"data": {...}, "disk": {...}, "time": {...}}``.
+
+    The data is looked at (without data there is no such key); nothing is written and no weights are read.
 
     Raises:
         UserError: the teacher or the data is not there, or a device is not.
     """
     nets = _nets(jobs, teacher)
-    disk = _disk(jobs, nets, teacher, data)
+    found = _data(data) if data is not None else {}
+    disk = _disk(jobs, nets, teacher, found)
     free = shutil.disk_usage(_existing(out)).free / 1e6
     return {
+        **({"data": found} if found else {}),
         "disk": {
             "stages_mb": {name: round(mb, 1) for name, mb in disk.items()},
             "total_mb": round(sum(disk.values()), 1),
@@ -80,7 +86,9 @@ def told(document: Mapping[str, Any]) -> str:
     """A forecast in words, a line each as YAML comments."""
     disk, times = document["disk"], document["time"]
     enough = "" if disk["enough"] else ": NOT ENOUGH"
-    lines = [f"disk wanted: {disk['total_mb']:,.0f} MB, free {disk['free_mb']:,.0f} MB{enough}"]
+    data = document.get("data")
+    lines = [f"data: {data['told']}", f"  {data['pictures']:,} used, {data['skipped']:,} skipped"] if data else []
+    lines += [f"disk wanted: {disk['total_mb']:,.0f} MB, free {disk['free_mb']:,.0f} MB{enough}"]
     lines += [f"  {name}: {mb:,.1f} MB" for name, mb in disk["stages_mb"].items()]
     lines += [f"time wanted: about {_clock(times['total_s'])} on {times['device']} ({times['how']})"]
     lines += [f"  {name}: {_clock(seconds)}" for name, seconds in times["stages_s"].items()]
@@ -107,11 +115,19 @@ def _nets(jobs: Sequence[Job], teacher: str) -> dict[str, _Net]:
     return nets
 
 
-def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Data | None) -> dict[str, float]:
+def _data(data: Data) -> dict[str, Any]:
+    source = find(data)
+    found = source.scan(unwatched, None)
+    check_share(found, 1.0, needs=source.needs)
+    captions = sum(map(len, found.choices))
+    counts = {"pictures": len(found.files), "captions": captions, "skipped": len(found.skipped)}
+    return {"told": source.told, **counts}
+
+
+def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Mapping[str, Any]) -> dict[str, float]:
     """Megabytes by stage; checkpoints of a distillation are gone after it, and wanted all the same."""
     whole, stored = _teacher_mb(teacher, nets["teacher"])
     beside = whole - nets["teacher"].parameters * stored / 1e6
-    pictures = len(read(data, 1.0).files) if data else 0
     wanted: dict[str, float] = {}
     for job in jobs:
         if not job.stage.gives_pipeline:
@@ -121,7 +137,7 @@ def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Dat
             copies = 3 + (_setting(job, "ema") is not None)  # weights, two moments, average
             one = nets[job.name].parameters * _FLOAT32 * copies / 1e6
             wanted[f"{job.name}, checkpoints"] = one * (_KEPT_CHECKPOINTS + 1)
-            wanted[f"{job.name}, cache"] = pictures * _cached_bytes(nets["teacher"], _setting(job, "size")) / 1e6
+            wanted[f"{job.name}, cache"] = _cached_bytes(job, nets["teacher"], data) / 1e6 if data else 0.0
     return wanted
 
 
@@ -132,12 +148,13 @@ def _teacher_mb(teacher: str, net: _Net) -> tuple[float, int]:
     return size_mb(place_of(teacher)), stored_dtype(teacher).itemsize
 
 
-def _cached_bytes(net: _Net, size: int | None) -> float:
-    """Bytes of one picture's moments and its caption's states, in float32."""
+def _cached_bytes(job: Job, net: _Net, data: Mapping[str, Any]) -> float:
+    """Bytes of all pictures' moments, in every view, and of all captions' states, in float32."""
     config = net.unet.config
-    channels, height, width = latent_of(config, size)
+    channels, height, width = latent_of(config, _setting(job, "size"))
     told = sum(value.numel() for value in blank(config, 1, net.tokens, "meta").values())
-    return _FLOAT32 * (2 * channels * height * width + told)
+    views = len(View.several("crop", _setting(job, "crops") or 0, flip=bool(_setting(job, "flip"))))
+    return _FLOAT32 * (2 * channels * height * width * views * data["pictures"] + told * data["captions"])
 
 
 def _time(jobs: Sequence[Job], nets: Mapping[str, _Net]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from decant.data.batch import Batch
 from decant.data.captioned import Captioned, split
 from decant.data.latents import Latents
 from decant.data.order import stream
+from decant.data.picture import View
 from decant.errors import refuse
 from decant.methods.kd import KD
 from decant.models.device import pick
@@ -76,7 +77,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     save(cast(with_unet(players.teacher, players.student), stored), out)
     return {
         "family": players.family.name,
-        **_record(inputs, captioned, {"used": train.n, "held_out": held.n, "captions_cut": cut}),
+        **_record(inputs, captioned, {"used": train.n, "held_out": held.n, "captions_cut": cut}, (train, held)),
         "figures": figures_of(players.student, players.family.tokens),
         "held_out": {"n": held.n, "output_error_before": before, "output_error_after": after},
         "training": curve.thinned(),
@@ -122,10 +123,15 @@ def _encode(
     teacher = players.teacher
     size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
     _check_size(size, teacher)
+    views = {"training": View.several(settings.aspect, settings.crops, flip=settings.flip)}
     parts = {"training": train, "held-out": held}
     sampling = Sampling(settings.prompts, settings.prompt_steps, settings.prompt_guidance_scale, inputs.seed)
     draws = drawer(teacher, size, sampling, device)
-    encoded = [encode_data(players.family, part, size, inputs, device, name, draws) for name, part in parts.items()]
+    plain = (View(settings.aspect),)
+    encoded = [
+        encode_data(players.family, part, size, inputs, device, name, draws, views.get(name, plain))
+        for name, part in parts.items()
+    ]
     return encoded[0], encoded[1]
 
 
@@ -218,11 +224,12 @@ def _cut_captions(players: Players, captions: Sequence[str], inputs: Inputs) -> 
     return cut
 
 
-def _record(inputs: Inputs, captioned: Captioned, counts: dict[str, int]) -> dict[str, Any]:
+def _record(inputs: Inputs, captioned: Captioned, counts: dict[str, int], parts: Sequence[Latents]) -> dict[str, Any]:
     parent = read_record(inputs.source)
     kept: dict[str, Any] = {key: parent[key] for key in ("student", "changes", "surgery_map") if key in parent}
-    skipped = [{"name": item.name, "reason": item.reason} for item in captioned.skipped]
-    return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, "skipped": skipped}}
+    lists = {"skipped": captioned.skipped, "replaced": [item for part in parts for item in part.replaced]}
+    named = {key: [{"name": item.name, "reason": item.reason} for item in items] for key, items in lists.items()}
+    return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, **named}}
 
 
 STAGE = Stage(settings=Distill, run=run, data="required")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from decant.data.picture import Aspect
 from decant.methods.kd import Distance
 from decant.models.device import Device
 from decant.models.surgery.features import Level
@@ -104,6 +105,11 @@ class Distill(Settings):
     max_skipped: float = Field(
         0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
     )
+    aspect: Aspect = Field("crop", description="how a picture becomes a square; letterbox: with black")
+    crops: int = Field(
+        0, ge=0, description="random crops of each picture, of which every epoch draws one; 0: the centre"
+    )
+    flip: bool = Field(False, description="mirrored pictures too, left for right, every other time")
     prompts: FromPrompts = Field(
         "samples", description="latents where data is prompts alone: samples, the teacher's own; random, normal ones"
     )
@@ -135,6 +141,8 @@ class Distill(Settings):
         dropout = self.caption_dropout
         if max(values_of(dropout)) > 1:
             raise ValueError("caption_dropout: at most 1")
+        if self.crops and self.aspect != "crop":
+            raise ValueError(f"crops: {self.crops} of aspect {self.aspect}; a picture shown whole has none, set 0")
         return self
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from decant.data.captioned import Captioned
 from decant.data.latents import Cache, Drawer, Latents, encode_all
-from decant.data.picture import Frame
+from decant.data.picture import Frame, View
 from decant.errors import refuse
 from decant.models.families.family import Family
 from decant.stages.progress import progress
@@ -58,6 +58,7 @@ def encode_data(
     device: torch.device,
     name: str = "",
     drawer: Drawer | None = None,
+    views: Sequence[View] = (View(),),
 ) -> Latents:
     """Latents at ``size`` pixels and text embeddings of a part; VAE and text encoders then leave the device.
 
@@ -72,7 +73,9 @@ def encode_data(
     cache = Cache(inputs.kept, inputs.work / "cache", inputs.talk)
     what = "drawing {} prompts" if part.alone else "encoding {} pictures"
     with progress(what.format(name).replace("  ", " "), len(part.files), inputs.talk) as tick:
-        latents = encode_all(part, size, _OnDevice(family, device), cache, tick, inputs.seed, drawer)
+        latents = encode_all(part, size, _OnDevice(family, device), cache, tick, inputs.seed, drawer, views)
+    for item in latents.replaced:
+        inputs.talk(f"{item.name} has changed since it was looked at, another picture stands in for it: {item.reason}")
     for encoder in sum(family.encoders().values(), ()):
         nn.Module.to(encoder, "cpu")
     return latents

@@ -1,7 +1,10 @@
 """Memory and company: a process's peak does not grow with the data set, and two may share a cache."""
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -122,3 +125,36 @@ def test_two_processes_that_fill_a_cache_at_once_do_no_harm(tmp_path: Path) -> N
     assert all(first[name].equal(other[name]) for other in others for name in first)
     assert torch.allclose(first["mean"][:, 0, 0, 0], torch.arange(160) / 127.5 - 1, atol=1e-5)
     assert not list(cache.rglob(".tmp-*"))
+
+
+def test_two_processes_share_the_work_and_one_that_is_killed_costs_its_part_alone(tmp_path: Path) -> None:
+    """1,280 pictures in parts of 256: no part is encoded twice, but the one that the dead process was at."""
+    data, cache, start, log = (tmp_path / name for name in ("data", "cache", "start", "log"))
+    data.mkdir()
+    lines = []
+    for index in range(1280):
+        Image.new("RGB", (16, 16), (index % 256, index // 256, 7)).save(data / f"{index:04d}.png")
+        lines.append(json.dumps({"file_name": f"{index:04d}.png", "text": f"picture {index % 7}"}))
+    (data / "metadata.jsonl").write_text("\n".join(lines))
+    log.mkdir()
+    slow = SHARE.replace("time.sleep(0.05)", "time.sleep(0.04); Path(sys.argv[5]).open('a').write(f'{len(pictures)} ')")
+    outs = [tmp_path / name for name in ("a", "b")]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", slow, *map(str, (data, cache, out, start, log / out.name))])
+        for out in outs
+    ]
+    while not all(out.exists() for out in outs):
+        assert all(run.poll() is None for run in runs)
+        time.sleep(0.01)
+    start.touch()
+    victim = log / "a"
+    while not (victim.exists() and len(victim.read_text().split()) > 20):
+        assert all(run.poll() is None for run in runs)
+        time.sleep(0.005)
+    runs[0].send_signal(signal.SIGKILL)
+    assert (runs[0].wait(), runs[1].wait()) == (-signal.SIGKILL, 0)
+    encoded = [sum(map(int, (log / out.name).read_text().split())) for out in outs]
+    assert 1280 <= sum(encoded) <= 1280 + 256 and min(encoded) > 256, encoded
+    found = load_file(outs[1])
+    assert torch.allclose(found["mean"][:, 0, 0, 0], torch.arange(1280) % 256 / 127.5 - 1, atol=1e-5)
+    assert torch.allclose(found["mean"][:, 1, 0, 0], torch.arange(1280) // 256 / 127.5 - 1, atol=1e-5)

@@ -211,12 +211,28 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path: Path) -> None:
     assert _same(resumed, _all(_encode(data, _Encoder(), tmp_path / "fresh")))
 
 
-def test_a_picture_that_changes_after_the_scan_is_refused(data: Path, tmp_path: Path) -> None:
-    captioned = read(data)
-    _add(data, [5], words=["x"])
-    Image.new("RGB", (SIZE, SIZE), "black").save(data / "00005.png")
-    with pytest.raises(UserError, match="run again"):
-        _encode(captioned, _Encoder(), tmp_path / "cache")
+def test_a_picture_that_changes_after_the_scan_is_replaced_and_named(tmp_path: Path) -> None:
+    """By another, caption and all; which one follows from the seed and its name. More than a tenth is too many."""
+    _add(tmp_path / "data", range(40), words=[f"{number:03d}" for number in range(40)])
+    data, captioned = tmp_path / "data", read(tmp_path / "data")
+    (data / "00005.png").unlink()
+    (data / "00011.png").write_bytes((data / "00011.png").read_bytes()[:-20])
+    Image.new("RGB", (SIZE, SIZE), "black").save(data / "00020.png")
+    said: list[str] = []
+    first = _encode(captioned, _Encoder(), tmp_path / "a", said)
+    assert [item.name for item in first.replaced] == ["00005.png", "00011.png", "00020.png"]
+    whole = _all(first)
+    rows = {index: whole.mean[index].flatten().tolist() for index in range(40)}
+    for lost in (5, 11, 20):
+        place = next(index for index in range(40) if index not in (5, 11, 20) and rows[index] == rows[lost])
+        assert whole.condition["encoder_hidden_states"][lost].equal(whole.condition["encoder_hidden_states"][place])
+    assert _same(whole, _all(_encode(captioned, _Encoder(), tmp_path / "b")))
+    for name in ("00001.png", "00002.png"):
+        (data / name).unlink()
+    with pytest.raises(UserError, match=r"5 of 40 pictures[\s\S]*hint:"):
+        _encode(captioned, _Encoder(), tmp_path / "c")
+    kept = _all(_encode(captioned, _Encoder(), tmp_path / "a"))  # what was encoded before needs no file
+    assert _same(kept, whole)
 
 
 def test_nothing_keeps_a_graph(data: Path, tmp_path: Path) -> None:
