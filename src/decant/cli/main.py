@@ -17,6 +17,7 @@ from decant import __version__
 from decant.cli.memory import keep_freed_memory
 from decant.errors import UserError, disk_full
 from decant.models.surgery.keep import BlockRule, ChannelRule
+from decant.ranks import ElsewhereError, alone, here, lost
 from decant.stages.interrupt import Interrupted, interruptible
 
 app = App(
@@ -39,13 +40,17 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSO
 
 
 def talk(line: str) -> None:
-    """One line for people, on stderr."""
+    """One line for people, on stderr; of several ranks the first talks."""
+    if not here().first:
+        return
     with suppress(OSError):  # no terminal any more: work that is worth saving goes on
         print(line, file=sys.stderr, flush=True)
 
 
 def say(document: Any, as_json: bool, text: str) -> None:
     """The result on stdout: one JSON document, or the text."""
+    if not here().first:
+        return
     print(json.dumps(document, indent=1, default=str) if as_json else text)
 
 
@@ -75,6 +80,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
     data: str | None = None,
     cache: Path | None = None,
     scale: str | None = None,
+    fit: str | None = None,
     sets: Sets = (),
     device: Device | None = None,
     push_to_hub: str | None = None,
@@ -90,6 +96,7 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
         data: captioned pictures: a folder, or COCO captions.
         cache: a folder that keeps latents and text embeddings for many runs; default: the run keeps its own.
         scale: the recipe for another size of teacher and machine, such as `scenes`; `decant recipes NAME` shows which.
+        fit: the most memory that a distillation may take, such as 6GB: its fastest settings that fit are chosen.
         device: where every stage computes; default: as the recipe says.
         push_to_hub: owner/name of a repository for the last student, private where it is made anew.
         dry_run: print the resolved recipe, and the disk and time that it wants; run nothing.
@@ -99,7 +106,9 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
     if push_to_hub is not None:
         publish.check_ready(push_to_hub)
     if dry_run:
-        document = work.resolved(recipe, sets, teacher=teacher, data=data, out=out, device=device, scale=scale)
+        document = work.resolved(
+            recipe, sets, teacher=teacher, data=data, out=out, talk=talk, device=device, scale=scale, fit=fit
+        )
         say(document, json, document["yaml"])
         return
     done = work.run_and_report(
@@ -112,8 +121,9 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
         cache=cache,
         device=device,
         scale=scale,
+        fit=fit,
     )
-    if push_to_hub is not None:
+    if push_to_hub is not None and here().first:
         talk(f"pushing {done['student']} to {push_to_hub}")
         done["pushed"] = publish.push(work.student_of(done), push_to_hub)
     say(done, json, f"report: {done['report']}" if done["report"] else f"run: {out}")
@@ -224,6 +234,7 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
     seed: int = 0,
     cache: Path | None = None,
     device: Device | None = None,
+    fit: str | None = None,
     sets: Sets = (),
     json: Json = False,
 ) -> None:
@@ -237,10 +248,12 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
         seed: of every draw.
         cache: a folder that keeps latents and text embeddings for many runs.
         device: where to compute; auto: an accelerator if there is one.
+        fit: the most memory to take, such as 6GB: the fastest settings that fit are chosen.
     """
     from decant.cli import work
 
     settings = work.on_device(work.settings_of("distill", sets), device)
+    settings = work.fit_one(settings, student, teacher, fit, talk)
     models: dict[str, str | Path] = {student.name or "student": student}
     record = work.one_stage(
         "distill", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
@@ -513,9 +526,15 @@ def main(tokens: Sequence[str] | None = None) -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao's own business with torch
     keep_freed_memory()
+    if here().count > 1 and not _shared_by_ranks(sys.argv[1:] if tokens is None else tokens):
+        if not here().first:
+            return
+        alone()
     try:
         with interruptible():
             app(tokens, exit_on_error=False, print_error=False)
+    except ElsewhereError:  # the first rank has told it
+        sys.exit(2)
     except UserError as error:
         talk(f"error: {error}")
         sys.exit(2)
@@ -526,14 +545,34 @@ def main(tokens: Sequence[str] | None = None) -> None:
         talk(f"stopped ({stop or 'SIGINT'}); what is finished is kept. Go on with:\n  {_typed(tokens)}")
         sys.exit(stop.status if isinstance(stop, Interrupted) else 130)
     except Exception as error:
+        if here().count > 1 and lost(error):
+            _tell_lost(tokens)
+            sys.exit(1)
         if not disk_full(error):
             raise
         talk(f"error: {error}\n  hint: make room; what is finished is kept. Go on with:\n  {_typed(tokens)}")
         sys.exit(2)
 
 
+def _shared_by_ranks(tokens: Sequence[str]) -> bool:
+    """Whether all ranks of a launcher work on a verb together. Any other the first does by itself."""
+    return any(word in ("run", "distill", "evaluate", "quickstart") for word in tokens[:1])
+
+
+def _tell_lost(tokens: Sequence[str] | None) -> None:
+    """Said by every rank that is left: the first may be the one that is not."""
+    rank = here()
+    line = f"error: rank {rank.rank} of {rank.count}: another rank of this run has ended, so this one ends too"
+    hint = f"hint: what is finished is kept, and the newest checkpoint. Go on with:\n  {_typed(tokens)}"
+    with suppress(OSError):
+        print(f"{line}\n  {hint}", file=sys.stderr, flush=True)
+
+
 def _typed(tokens: Sequence[str] | None) -> str:
-    """The command as it was typed, quoted for a shell."""
+    """The command as it was typed, quoted for a shell; of several ranks one that starts as many."""
+    if here().count > 1:
+        words = sys.argv[1:] if tokens is None else tokens
+        return shlex.join(["torchrun", f"--nproc_per_node={here().count}", "-m", "decant", *words])
     if tokens is not None:
         return shlex.join(["decant", *tokens])
     program, *words = sys.argv

@@ -10,6 +10,7 @@ import yaml
 from decant.data.source import Data
 from decant.errors import refuse
 from decant.models.device import Device, pick
+from decant.ranks import here
 from decant.recipe.runner import check_own, check_places, resolve, run_recipe, run_stage
 from decant.recipe.schema import Recipe, Step, load_recipe, override, scaled
 from decant.report.collect import collect
@@ -31,16 +32,17 @@ def run_and_report(  # noqa: PLR0913 (what a command line can say of a run)
     cache: Path | None = None,
     device: Device | None = None,
     scale: str | None = None,
+    fit: str | None = None,
 ) -> dict[str, Any]:
     """Run a recipe; where it evaluates, also write ``report.json`` and ``report.html``.
 
     ``student`` is the folder of the last stage that gives a pipeline, None where no stage does.
     """
-    chosen = _chosen(recipe, sets, device, scale)
+    chosen = _fitted(_chosen(recipe, sets, device, scale), teacher, fit, talk)
     done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=cache)
     evaluated = any(step.stage == "evaluate" for step in chosen.stages)
     students = [out / stage["folder"] for stage in done["stages"] if STAGES[stage["stage"]].gives_pipeline]
-    report = str(rebuild_report(out)) if evaluated else None
+    report = here().on_first(lambda: str(rebuild_report(out))) if evaluated else None
     return {**done, "report": report, "student": str(students[-1]) if students else None}
 
 
@@ -56,20 +58,22 @@ def student_of(done: Mapping[str, Any]) -> Path:
     return Path(done["student"])
 
 
-def resolved(
+def resolved(  # noqa: PLR0913 (what a command line can say of a run)
     recipe: str,
     sets: Sequence[str],
     *,
     teacher: str,
     data: Data | None,
     out: Path,
+    talk: Talk,
     device: Device | None = None,
     scale: str | None = None,
+    fit: str | None = None,
 ) -> dict[str, Any]:
     """The recipe with every setting filled in and what it wants of the machine, as a document and as YAML."""
     from decant.recipe.forecast import forecast, told
 
-    chosen = _chosen(recipe, sets, device, scale)
+    chosen = _fitted(_chosen(recipe, sets, device, scale), teacher, fit, talk)
     jobs = resolve(chosen, STAGES)
     check_places(data, out, None)
     check_own(out, jobs)
@@ -102,6 +106,37 @@ def _chosen(recipe: str, sets: Sequence[str], device: Device | None, scale: str 
     return override(chosen, sets)
 
 
+def _fitted(recipe: Recipe, teacher: str, fit: str | None, talk: Talk) -> Recipe:
+    """The recipe as it is, or with distillations that fit into so much memory."""
+    if fit is None:
+        return recipe
+    from decant.recipe.fitting import fitted
+    from decant.stages.fit import megabytes
+
+    limit_mb = megabytes(fit)
+    return here().on_first(lambda: fitted(recipe, STAGES, teacher, limit_mb, talk))
+
+
+def fit_one(settings: Mapping[str, Any], student: Path, teacher: str, fit: str | None, talk: Talk) -> dict[str, Any]:
+    """The settings of a distillation as they are, or such that it fits into so much memory."""
+    if fit is None:
+        return dict(settings)
+    from decant.models.load import condition_tokens, unet_config
+    from decant.models.surgery.surgery import skeleton
+    from decant.stages.distill_settings import Distill
+    from decant.stages.fit import Pair, megabytes
+    from decant.stages.fit import fit as fit_into
+    from decant.stages.record import surgery_map_of
+    from decant.stages.stage import validate
+
+    limit_mb = megabytes(fit)
+    checked = validate(Distill, settings, "distill")
+    mine, theirs = (dict(skeleton(unet_config(model)).config) for model in (student, teacher))
+    pair = Pair(mine, theirs, surgery_map_of(student), condition_tokens(teacher))
+    found = here().on_first(lambda: fit_into(checked, pair, limit_mb, talk))
+    return {**settings, **found.changes}
+
+
 def _settings_of_kind(kind: str) -> Mapping[str, Any]:
     return STAGES[kind].settings.model_fields if kind in STAGES else {}
 
@@ -129,9 +164,13 @@ def quickstart(out: Path, *, full: bool, talk: Talk, device: Device | None = Non
     if device is not None:
         pick(device)
     data = out / "data"
-    if not (data / "metadata.jsonl").is_file():
-        talk(f"drawing {QUICKSTART_PICTURES} scenes into {data}")
-        draw_folder(data, QUICKSTART_PICTURES, "train")
+
+    def drawn() -> None:
+        if not (data / "metadata.jsonl").is_file():
+            talk(f"drawing {QUICKSTART_PICTURES} scenes into {data}")
+            draw_folder(data, QUICKSTART_PICTURES, "train")
+
+    here().on_first(drawn)
     name = "quickstart-full" if full else "quickstart"
     return run_and_report(name, teacher="scenes", data=data, out=out, sets=(), talk=talk, device=device)
 
@@ -266,5 +305,5 @@ def evaluate_and_report(
     """Score models beside their teacher into ``out``, with a report."""
     named = _named(models, teacher=teacher)
     one_stage("evaluate", settings, teacher=teacher, models=named, data=data, out=out, talk=talk, cache=cache)
-    rebuild_report(out)
+    here().on_first(lambda: rebuild_report(out))
     return yaml.safe_load((out / "report.json").read_text(encoding="utf-8"))

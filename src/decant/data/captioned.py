@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -64,6 +64,10 @@ class Captioned:
     def first(self, most: int) -> "Captioned":
         """At most so many of the pictures, the first in order; nothing skipped."""
         return _part(self, [True] * most)
+
+    def at(self, places: Container[int]) -> "Captioned":
+        """The pictures at these places; nothing skipped."""
+        return _part(self, [place in places for place in range(len(self.files))])
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from decant.errors import refuse
 
@@ -40,6 +41,25 @@ def compiled(net: nn.Module) -> nn.Module:
     so its last digits, differ from an uninterrupted run's.
     """
     return cast(nn.Module, torch.compile(net, dynamic=False))
+
+
+class InDtype(nn.Module):
+    """A network that computes in a dtype of its own: floats are cast to it on the way in, to float32 on the way out."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What ``module`` gives, a tensor or nested tuples and dicts of them, in float32."""
+        args, kwargs = tree_map(lambda value: _cast(value, self.dtype), (args, kwargs))
+        with torch.autocast(next(self.module.parameters()).device.type, enabled=False):
+            output = self.module(*args, **kwargs)
+        return tree_map(lambda value: _cast(value, torch.float32), output)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def check_compiler(device: torch.device) -> None:

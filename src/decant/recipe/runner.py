@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from decant.data.source import Data, find
 from decant.errors import nearest, refuse
 from decant.models.shipped import NAMES, shipped_folder
+from decant.ranks import here
 from decant.recipe.schema import Recipe, Step, check_wiring
 from decant.stages.stage import Inputs, Settings, Stage, validate
 
@@ -96,17 +97,20 @@ def run_recipe(
     """
     jobs = resolve(recipe, stages)
     out = Path(out)
-    _check_needed(jobs, data)
-    check_places(data, out, cache)
-    check_own(out, jobs)
     command = _command(teacher, data, out, cache)
     models: dict[str, str | Path] = {"teacher": teacher}
-    prints = _prints_of(models, jobs, data)
     work = out / ".work"
+
+    def checked() -> dict[str, str]:
+        _check_needed(jobs, data)
+        check_places(data, out, cache)
+        check_own(out, jobs)
+        return _prints_of(models, jobs, data)
+
+    prints = here().on_first(checked)
     run = _Run(teacher, data, recipe.seed, out, work, command, talk, models, prints, cache or work / "cache")
-    run.work.mkdir(parents=True, exist_ok=True)
     with _alone(run.work / "lock", out):
-        _write_whole(out / "recipe.yaml", _resolved(recipe, jobs, command).to_yaml())
+        here().on_first(lambda: _write_whole(out / "recipe.yaml", _resolved(recipe, jobs, command).to_yaml()))
         done = [_one(job, run, f"[{job.number}/{len(jobs)}] {job.name}") for job in jobs]
     return {"out": str(out), "command": command, "stages": done}
 
@@ -132,16 +136,24 @@ def run_stage(  # noqa: PLR0913 (a stage and everything that decides its outcome
     out = Path(out)
     chosen = validate(stage.settings, dict(settings), kind)
     job = Job(1, kind, kind, stage, chosen, tuple(models), out.name)
-    _check_needed((job,), data)
-    check_places(data, out, cache)
-    prints = {"teacher": _of_teacher(teacher), **_prints_of(models, (job,), data)}
     command = shlex.join(["decant", *sys.argv[1:]])
     work = out.parent / f".{out.name}.work"
+
+    def checked() -> dict[str, str]:
+        _check_needed((job,), data)
+        check_places(data, out, cache)
+        return {"teacher": _of_teacher(teacher), **_prints_of(models, (job,), data)}
+
+    prints = here().on_first(checked)
     run = _Run(teacher, data, seed, out.parent, work, command, talk, dict(models), prints, cache or work / "cache")
-    _check_free(out, _request(job, run))
-    work.mkdir(parents=True, exist_ok=True)
+    here().on_first(lambda: _check_free(out, _request(job, run)))
     with _alone(work / "lock", out):
         _one(job, run, kind)
+    return here().on_first(lambda: _tidied(work, out))
+
+
+def _tidied(work: Path, out: Path) -> dict[str, Any]:
+    """The record of a finished stage, whose partial work is no longer needed."""
     shutil.rmtree(work)
     record = _read_json(out / "decant.json")
     assert record is not None, "a finished stage has a record"
@@ -260,23 +272,29 @@ def _resolved(recipe: Recipe, jobs: tuple[Job, ...], command: str) -> Recipe:
 
 def _one(job: Job, run: _Run, label: str) -> dict[str, Any]:
     """Bring one stage to completion, or find it complete."""
-    final = run.out / job.folder
+    final, ranks = run.out / job.folder, here()
     request = _request(job, run)
-    old = _read_json(final / "decant.json") if final.is_dir() else None
-    differences = _differences(old, request)
-    reused = old is not None and not differences
-    if reused:
-        run.talk(f"{label}: finished before, reused")
-        seconds = float(old.get("seconds", 0.0)) if old else 0.0
-    else:
-        if final.exists():
-            run.talk(f"{label}: made again, since {differences}")
-        seconds = _make(job, run, request, label)
-    shutil.rmtree(run.work / job.folder, ignore_errors=True)
+    before = ranks.on_first(lambda: _seconds_before(final, request, lambda line: run.talk(f"{label}: {line}")))
+    seconds = _make(job, run, request, label) if before is None else before
+    ranks.on_first(lambda: shutil.rmtree(run.work / job.folder, ignore_errors=True))
     if job.stage.gives_pipeline:
         run.models[job.name] = final
-        run.fingerprints[job.name] = _fingerprint(final)
-    return {"name": job.name, "stage": job.kind, "folder": str(final), "reused": reused, "seconds": seconds}
+        run.fingerprints[job.name] = ranks.on_first(lambda: _fingerprint(final))
+    return {
+        "name": job.name, "stage": job.kind, "folder": str(final), "reused": before is not None, "seconds": seconds
+    }  # fmt: skip
+
+
+def _seconds_before(final: Path, request: dict[str, Any], say: Callable[[str], None]) -> float | None:
+    """The seconds that a finished folder took which answers this request, or None where none does."""
+    old = _read_json(final / "decant.json") if final.is_dir() else None
+    differences = _differences(old, request)
+    if old is not None and not differences:
+        say("finished before, reused")
+        return float(old.get("seconds", 0.0))
+    if final.exists():
+        say(f"made again, since {differences}")
+    return None
 
 
 def _request(job: Job, run: _Run) -> dict[str, Any]:
@@ -315,25 +333,36 @@ def _prints(parents: dict[str, Any]) -> dict[str, Any]:
 
 def _make(job: Job, run: _Run, request: dict[str, Any], label: str) -> float:
     """Run a stage into a temporary folder, complete its record, and put it in place. Returns its seconds."""
-    work, temporary = run.work / job.folder, run.work / f"{job.folder}.tmp"
-    _prepare_work(work, request, lambda line: run.talk(f"{label}: {line}"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    run.talk(f"{label}: {job.kind} of {', '.join(job.takes)}")
-    models = {name: run.models[name] for name in job.takes}
-    inputs = Inputs(run.teacher, models, run.data, run.seed, work / "partial", run.talk, run.cache)
-    start = time.monotonic()
-    try:
-        result = job.stage.run(job.settings, inputs, temporary)
+    work, temporary, ranks = run.work / job.folder, run.work / f"{job.folder}.tmp", here()
+
+    def begin() -> None:
+        _prepare_work(work, request, lambda line: run.talk(f"{label}: {line}"))
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        run.talk(f"{label}: {job.kind} of {', '.join(job.takes)}")
+
+    def finish() -> float:
         seconds = round(time.monotonic() - start, 3)
         base = {**_mapping(_read_json(temporary / "decant.json")), **result}
         record = _finished(temporary, {**base, **_record(job, run, request, seconds)}, run.models[job.takes[0]])
         _write_whole(temporary / "decant.json", json.dumps(record, indent=1, allow_nan=False))
         _put(temporary, run.out / job.folder, run.work / f"{job.folder}.old")
+        run.talk(f"{label}: done in {seconds:.1f} s")
+        return seconds
+
+    ranks.on_first(begin)
+    models = {name: run.models[name] for name in job.takes}
+    inputs = Inputs(run.teacher, models, run.data, run.seed, work / "partial", run.talk, run.cache)
+    start = time.monotonic()
+    try:
+        if job.stage.ranks == "all":
+            result = job.stage.run(job.settings, replace(inputs, ranks=ranks), temporary)
+        else:
+            result = ranks.on_first(lambda: job.stage.run(job.settings, inputs, temporary))
+        return ranks.on_first(finish)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    run.talk(f"{label}: done in {seconds:.1f} s")
-    return seconds
+        if ranks.first:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _finished(folder: Path, record: dict[str, Any], source: str | Path) -> dict[str, Any]:
@@ -422,7 +451,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _alone(lock: Path, out: Path) -> Iterator[None]:
+    """This run's own folder, held by the first of its ranks for all of them."""
+    with contextlib.ExitStack() as stack:
+        here().on_first(lambda: stack.enter_context(_locked(lock, out)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, out: Path) -> Iterator[None]:
     """Two runs in one folder would overwrite each other: the second is refused. Ends with the process."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # no such locks on Windows

@@ -3,30 +3,38 @@
 import json
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 from decant.train.loop import Step
 
 
 class Curve:
-    """The losses of every step as JSON lines: a resumed run keeps those before it; the report draws their means."""
+    """The losses of every step as JSON lines: a resumed run keeps those before it; the report draws their means.
 
-    def __init__(self, path: Path, done: int, steps: int) -> None:
+    Without a path nothing is kept.
+    """
+
+    def __init__(self, path: Path | None, done: int, steps: int) -> None:
         self.path, self.every = path, max(1, steps // 200)
         self._rates: list[float] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_lines(path, done)
+        self.file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_lines(path, done)
 
     def __enter__(self) -> "Curve":
-        self.file = self.path.open("a")
+        self.file = self.path.open("a") if self.path else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
     def add(self, step: Step) -> None:
         """One line, at once: a killed run leaves at most half of one."""
         self._rates.append(step.images_per_second)
+        if self.file is None:
+            return
         self.file.write(json.dumps({"step": step.step, "losses": step.losses}) + "\n")
         self.file.flush()
 
@@ -38,7 +46,7 @@ class Curve:
     def thinned(self) -> list[dict[str, Any]]:
         """About two hundred points, each the mean over its stretch of steps: ``{"step", "losses"}``."""
         points, sums, count = [], dict[str, float](), 0
-        for text in self.path.read_text().splitlines():
+        for text in self.path.read_text().splitlines() if self.path else ():
             line = json.loads(text)
             count += 1
             for name, value in line["losses"].items():

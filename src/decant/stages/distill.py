@@ -1,5 +1,6 @@
 """Distil a student from its teacher on captioned pictures."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from decant.models.layout import Pipeline
 from decant.models.load import cast, load, save, stored_dtype, with_unet
 from decant.models.projection import Projected
 from decant.models.taps import Tapped
+from decant.ranks import Ranks
 from decant.stages.curve import Curve
-from decant.stages.distill_settings import Distill
+from decant.stages.distill_settings import Distill, values_of
 from decant.stages.encode import encode_data
-from decant.stages.interrupt import asked_to_stop
+from decant.stages.interrupt import Interrupted, asked_to_stop
 from decant.stages.lora import merged, write_lora
 from decant.stages.midway import Midway, drawing
 from decant.stages.output_error import output_error
@@ -39,6 +41,8 @@ from decant.stages.stage import Inputs, Stage
 from decant.train.loop import Step, loop
 from decant.train.state import Precision, RunSettings, TrainState
 
+_PROOF_AT_ONCE = 16  # pictures; fewer where training takes fewer for its memory's sake
+
 
 def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Train the student in ``inputs.source`` towards ``inputs.teacher``; writes the student's pipeline folder.
@@ -46,7 +50,11 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     Goes on from the newest checkpoint in ``inputs.work``. The output error on held-out pictures is measured before
     and after.
     """
-    captioned = scan_data(inputs, settings.max_skipped, out)
+    ranks = inputs.ranks
+    ranks.join()
+    _check_ranks(settings, ranks)
+    run_settings(settings, inputs.seed)  # refuses what cannot be had together, before anything is encoded
+    captioned = ranks.on_first(lambda: scan_data(inputs, settings.max_skipped, out))
     train_part, held_part = split(captioned, settings.held_out, inputs.seed)
     players = open_players(settings, inputs, tuple(dict.fromkeys(held_part.captions))[:4])
     method = method_of(settings, inputs, players)
@@ -54,19 +62,16 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     told = [caption for part in (train_part, held_part) for choices in part.choices for caption in choices]
     cut = _cut_captions(players, told, inputs)
     train, held = _encode(players, settings, inputs, device, train_part, held_part.first(settings.held_out_most))
-    proof = _Proof(players, held, inputs.seed, device)
+    proof = _Proof(players, held, inputs.seed, device, ranks, proof_batch(settings))
     before = proof.measure(players.student)
-    state = TrainState.start(
-        method, _run_settings(settings, inputs), device=settings.device, trackers=settings.trackers, folder=inputs.work,
-        extra={"batch_size": settings.batch_size, "accumulation": settings.accumulation, "pictures": train.n},
-    )  # fmt: skip
-    curve = _train(method, train, state, settings, inputs, players)
-    _finish(method, state)
+    curve = _train(method, train, settings, inputs, players)
+    ranks.meet()  # what the first rank has evaluated on the way is written
     midway = Midway(settings, inputs, players)
     best = midway.take_best(players.student)
-    if _precision(settings) != "no":  # the trainer has cast the teacher
+    if precision_of(settings) != "no" or settings.teacher_precision:  # the trainer has cast the teacher
         players.teacher.register_modules(unet=load(inputs.teacher).unet)
-    lora = write_lora(players.student, settings.lora, out) if settings.lora is not None else None
+    lora_of = settings.lora
+    lora = ranks.on_first(lambda: write_lora(players.student, lora_of, out)) if lora_of is not None else None
     if lora:
         players = replace(players, student=merged(players.teacher, inputs.source, out))
         proof = replace(proof, players=players)
@@ -74,6 +79,8 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     nn.Module.to(players.student, dtype=stored).float()  # so that what is measured is what is stored
     after = proof.measure(players.student)
     inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
+    if not ranks.first:
+        return {}
     save(cast(with_unet(players.teacher, players.student), stored), out)
     return {
         "family": players.family.name,
@@ -90,24 +97,55 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     }
 
 
-def _precision(settings: Distill) -> Precision:
+def precision_of(settings: Distill) -> Precision:
+    """Of the forward passes: what auto means here."""
     if settings.precision != "auto":
         return settings.precision
     return "fp16" if pick(settings.device).type == "cuda" else "no"
 
 
-def _run_settings(settings: Distill, inputs: Inputs) -> RunSettings:
+def _check_ranks(settings: Distill, ranks: Ranks) -> None:
+    update = settings.batch_size * settings.accumulation
+    if update < ranks.count:
+        hint = "raise batch_size or accumulation, or start fewer processes"
+        allowed = f"at least {ranks.count}, a picture for every rank"
+        raise refuse("distill.batch_size x accumulation", update, allowed=allowed, hint=hint)
+    if ranks.count > 1 and not any(map(any, map(values_of, (settings.task, settings.output)))):
+        hint = "a small weight will do"
+        raise refuse("distill.task and distill.output", "both 0 on several ranks", allowed="one above 0", hint=hint)
+
+
+def proof_batch(settings: Distill) -> int:
+    """Held-out pictures in one forward."""
+    return min(_PROOF_AT_ONCE, settings.batch_size)
+
+
+def run_settings(settings: Distill, seed: int) -> RunSettings:
+    """What the settings ask of the trainer.
+
+    Raises:
+        UserError: updates in the backward pass and accumulation at once.
+    """
+    if settings.optimizer_in_backward and settings.accumulation > 1:
+        hint = "set accumulation=1, or optimizer_in_backward=false"
+        allowed = "1: the first batch's gradient is gone when the second's comes"
+        raise refuse("distill.accumulation", settings.accumulation, allowed=allowed, hint=hint)
     return RunSettings(
         steps=settings.steps,
-        seed=inputs.seed,
+        seed=seed,
         lr=settings.learning_rate,
         schedule=settings.schedule,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         clip=settings.clip,
-        precision=_precision(settings),
+        precision=precision_of(settings),
         compile=settings.compile,
         fast_products=settings.fast_products,
+        optimizer=settings.optimizer,
+        in_backward=settings.optimizer_in_backward,
+        weights=settings.weights,
+        teacher_precision=settings.teacher_precision,
+        channels_last=settings.channels_last,
     )
 
 
@@ -154,34 +192,48 @@ class _Proof:
     held: Latents
     seed: int
     device: torch.device
+    ranks: Ranks
+    at_once: int
 
     def measure(self, student: nn.Module) -> float:
         teacher: nn.Module = self.players.teacher.unet
         teacher.to(self.device)
         student.to(self.device)
-        return output_error(self.players.family, student, teacher, self.held, self.seed).mean
+        family = self.players.family
+        return output_error(family, student, teacher, self.held, self.seed, self.at_once, self.ranks).mean
 
 
-def _train(method: KD, data: Latents, state: TrainState, settings: Distill, inputs: Inputs, players: Players) -> Curve:
+def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, players: Players) -> Curve:
+    """Train the student to its end, and leave nothing of the training but that; gives the curve."""
+    state = TrainState.start(
+        method, run_settings(settings, inputs.seed), device=settings.device, trackers=settings.trackers,
+        folder=inputs.work,
+        extra={"batch_size": settings.batch_size, "accumulation": settings.accumulation, "pictures": data.n},
+    )  # fmt: skip
+    most = settings.batch_size
+
     def batches(step: int) -> list[Batch]:
-        first = step * settings.accumulation
-        numbers = range(first, first + settings.accumulation)
-        return [data.batch(stream(inputs.seed, number, settings.batch_size, data.n)) for number in numbers]
+        """This rank's part of the update's samples, which are the same for any number of ranks."""
+        mine = inputs.ranks.part(stream(inputs.seed, step, most * settings.accumulation, data.n))
+        return [data.batch(tuple(mine[start : start + most])) for start in range(0, len(mine), most)]
 
     midway = Midway(settings, inputs, players)
     if state.resume(inputs.work):
         inputs.talk(f"goes on from the checkpoint of step {state.step}")
-    log = Curve(inputs.work / "losses.jsonl", state.step, settings.steps)
+    log = Curve(inputs.work / "losses.jsonl" if inputs.ranks.first else None, state.step, settings.steps)
     with progress("distilling", settings.steps, inputs.talk) as tick, log:
         for step in _guarded(loop(method, batches, state), state, settings, inputs):
             log.add(step)
             tick(step.step, f"loss {step.total:.4f}  {step.images_per_second:.1f} pictures/s")
             if step.step % settings.checkpoint_every == 0 or step.step == settings.steps:
                 state.save(inputs.work, settings.checkpoints)
+            if not inputs.ranks.first:
+                continue
             if settings.sample_every and step.step % settings.sample_every == 0:
                 _sample(state, settings, inputs, players)
             if settings.evaluate_every and step.step % settings.evaluate_every == 0:
                 midway.at(state)
+    _finish(method, state)
     return log
 
 
@@ -190,10 +242,11 @@ def _guarded(steps: Iterator[Step], state: TrainState, settings: Distill, inputs
     with asked_to_stop() as stop:
         for step in steps:
             yield step
-            if stop.number is not None:
+            if inputs.ranks.any(stop.number is not None):  # all ranks stop after the same step, or they would wait
                 state.save(inputs.work, settings.checkpoints)
                 inputs.talk(f"saved at step {state.step} of {settings.steps}")
                 stop.check()
+                raise Interrupted(signal.SIGTERM)  # another rank was asked
 
 
 def _finish(method: KD, state: TrainState) -> None:
@@ -202,6 +255,8 @@ def _finish(method: KD, state: TrainState) -> None:
     if "student" in state.ema:
         state.ema["student"].copy_to(student)
     student.requires_grad_(False).eval()
+    for parameter in student.parameters():  # gradients go, and what lay channels last is stored as others store it
+        parameter.grad, parameter.data = None, parameter.data.contiguous()
     for module in (student, *method.frozen.values()):
         if isinstance(module, Tapped | Projected):
             module.close()
@@ -232,4 +287,4 @@ def _record(inputs: Inputs, captioned: Captioned, counts: dict[str, int], parts:
     return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, **named}}
 
 
-STAGE = Stage(settings=Distill, run=run, data="required")
+STAGE = Stage(settings=Distill, run=run, data="required", ranks="all")

@@ -12,8 +12,8 @@ from decant.stages.following import Following
 from decant.stages.lora import LoraSettings
 from decant.stages.samples import FromPrompts
 from decant.stages.stage import Settings
-from decant.train.optimizers import LRSchedule
-from decant.train.state import Precision
+from decant.train.optimizers import LRSchedule, Optimizer
+from decant.train.state import Precision, Weights
 
 Number = Annotated[float, Field(ge=0)] | Following
 Scale = Annotated[float, Field(gt=1)]
@@ -96,6 +96,18 @@ class Distill(Settings):
     precision: Annotated[Precision | Literal["auto"], BeforeValidator(_yaml_no)] = Field(
         "no", description="mixed precision; no: float32; auto: fp16 on CUDA, else no"
     )
+    teacher_precision: Annotated[Precision | None, BeforeValidator(_yaml_no)] = Field(
+        None, description="of the teacher, which is run as a whole in it; null: as precision"
+    )
+    optimizer: Optimizer = Field("adamw", description="adamw8bit: its moments in 8 bits, a quarter of the memory")
+    optimizer_in_backward: bool = Field(
+        False,
+        description="update each parameter in the backward pass and free its gradient; without clip and accumulation",
+    )
+    weights: Weights = Field(
+        "float32", description="of the student while it is trained; bf16: half of it, rounded stochastically"
+    )
+    channels_last: bool = Field(False, description="channels innermost in memory: faster convolutions on a GPU")
     compile: bool = Field(False, description="torch.compile: a minute to begin with, then a faster step")
     fast_products: bool = Field(False, description="on a CPU: products of bfloat16 factors, attention unfused")
     gradient_checkpointing: bool = Field(False, description="less memory for activations, a slower step")

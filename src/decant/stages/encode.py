@@ -62,7 +62,8 @@ def encode_data(
 ) -> Latents:
     """Latents at ``size`` pixels and text embeddings of a part; VAE and text encoders then leave the device.
 
-    What the run's cache has is not encoded; what it has not, it keeps. Prompts alone get the latents of ``drawer``.
+    What the run's cache has is not encoded; what it has not, it keeps. Prompts alone get the latents of ``drawer``. Of
+    several ranks each encodes its part.
 
     Raises:
         UserError: prompts alone, where there must be pictures.
@@ -71,9 +72,16 @@ def encode_data(
         value = f"{part.place} holds prompts alone"
         raise refuse("data", value, allowed="pictures with captions to measure on", hint="name a folder of pictures")
     cache = Cache(inputs.kept, inputs.work / "cache", inputs.talk)
-    what = "drawing {} prompts" if part.alone else "encoding {} pictures"
-    with progress(what.format(name).replace("  ", " "), len(part.files), inputs.talk) as tick:
-        latents = encode_all(part, size, _OnDevice(family, device), cache, tick, inputs.seed, drawer, views)
+    both, ranks = _OnDevice(family, device), inputs.ranks
+    what = ("drawing {} prompts" if part.alone else "encoding {} pictures").format(name).replace("  ", " ")
+    if ranks.count > 1:
+        mine = part.at(ranks.part(range(len(part.files))))
+        if mine.files:
+            with progress(f"{what} on the first of {ranks.count} ranks", len(mine.files), inputs.talk) as tick:
+                encode_all(mine, size, both, cache, tick, inputs.seed, drawer, views)
+        ranks.meet()  # all files are written before any rank looks for them
+    with progress(what, len(part.files), inputs.talk) as tick:
+        latents = encode_all(part, size, both, cache, tick, inputs.seed, drawer, views)
     for item in latents.replaced:
         inputs.talk(f"{item.name} has changed since it was looked at, another picture stands in for it: {item.reason}")
     for encoder in sum(family.encoders().values(), ()):

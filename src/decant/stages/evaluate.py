@@ -18,6 +18,7 @@ from decant.models.families.of import family_of
 from decant.models.generate import Sampler, generate
 from decant.models.layout import Pipeline
 from decant.models.load import load
+from decant.ranks import Ranks
 from decant.stages.asked import Asked, Captions, HeldOut, asked
 from decant.stages.bench import How, bench
 from decant.stages.distances import Distances, distances
@@ -54,9 +55,10 @@ class Evaluate(Settings):
 
 def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Draw, score and time every model in ``inputs.models``, the teacher first; writes pictures and figures."""
+    inputs.ranks.join()
     models = {"teacher": inputs.teacher, **{n: p for n, p in inputs.models.items() if n != "teacher"}}
     held_out = HeldOut(inputs.data, settings.held_out, inputs.seed, settings.max_skipped, inputs.kept / "index")
-    ask = asked(settings.captions, settings.images, held_out)
+    ask = inputs.ranks.on_first(lambda: asked(settings.captions, settings.images, held_out))
     device = pick(settings.device)
     teacher: Drawn | None = None
     apart: Distances | None = None
@@ -68,17 +70,22 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     with progress("drawing pictures", len(models) * len(ask.captions), inputs.talk) as tick:
         for place, (name, source) in enumerate(models.items()):
             pipeline = load(source).to(device)
-            drawn = Drawn.of(_draw(pipeline, ask, settings), ask)
+            pictures, error = _draw(pipeline, ask, settings, inputs.ranks), proof.scores(pipeline) if proof else {}
             tick((place + 1) * len(ask.captions), name)
+            if not inputs.ranks.first:
+                continue
+            drawn = Drawn.of(pictures, ask)
             teacher = teacher or drawn
             apart = apart or distances(ask, teacher)
             found = scores(drawn, teacher) | apart.figures(drawn, teacher=drawn is teacher)
-            found = (proof.scores(pipeline) if proof else {}) | found
+            found = error | found
             role, twin = role_of(name, models)
             control = {"control_of": twin} if twin else {}
             entries.append({"name": name, "role": role, **control, "scores": found})
             _show(rows, name, drawn, out)
             inputs.talk(f"{name}: {told(found)}")
+    if not inputs.ranks.first:
+        return {}
     left_out = [*_unread(ask, teacher), *(apart.left_out if apart else ())]
     for item in left_out:
         inputs.talk(f"{item['score']} left out: {item['reason']}; {item['hint']}")
@@ -102,18 +109,24 @@ def _unread(ask: Asked, teacher: Drawn | None) -> list[dict[str, str]]:
     return [{"score": "scene_accuracy", "reason": reason, "hint": "--set size=64, where the networks can draw that"}]
 
 
-def _draw(pipeline: Pipeline, ask: Asked, settings: Evaluate) -> list[Picture]:
+def _draw(pipeline: Pipeline, ask: Asked, settings: Evaluate, ranks: Ranks) -> list[Picture]:
+    """All pictures, in order; each rank draws some of the batches."""
+    shares = ranks.shares(len(ask.captions), settings.batch_size)
+    mine = shares[ranks.rank]
     drawn = generate(
         pipeline,
-        ask.captions,
-        ask.seeds,
+        [ask.captions[place] for place in mine],
+        [ask.seeds[place] for place in mine],
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         sampler=settings.sampler,
         batch_size=settings.batch_size,
         size=settings.size,
     )
-    return list(drawn)
+    found: dict[int, Picture] = {}
+    for places, pictures in zip(shares, ranks.gathered(list(drawn) if mine else []), strict=True):
+        found |= zip(places, pictures, strict=True)
+    return [found[place] for place in range(len(ask.captions))]
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ class _Proof:
     teacher: torch.nn.Module
     held: Latents
     seed: int
+    ranks: Ranks
 
     @classmethod
     def of(cls, settings: Evaluate, inputs: Inputs, ask: Asked, device: torch.device) -> "_Proof":
@@ -133,10 +147,10 @@ class _Proof:
         size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
         draws = drawer(teacher, size, Sampling("samples", settings.steps, settings.guidance_scale, inputs.seed), device)
         held = encode_data(family, ask.held.first(settings.held_out_most), size, inputs, device, drawer=draws)
-        return cls(family, teacher.unet, held, inputs.seed)
+        return cls(family, teacher.unet, held, inputs.seed, inputs.ranks)
 
     def scores(self, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-        error = output_error(self.family, pipeline.unet, self.teacher, self.held, self.seed)
+        error = output_error(self.family, pipeline.unet, self.teacher, self.held, self.seed, ranks=self.ranks)
         return {"output_error": number(bootstrap_mean(error.by_picture.tolist()))}
 
 
@@ -173,4 +187,4 @@ def _show(rows: list[dict[str, Any]], name: str, drawn: Drawn, out: Path) -> Non
         row["models"][name] = {"file": file, **judged}
 
 
-STAGE = Stage(settings=Evaluate, run=run, takes="many", gives_pipeline=False, data="optional")
+STAGE = Stage(settings=Evaluate, run=run, takes="many", gives_pipeline=False, data="optional", ranks="all")

@@ -1,6 +1,7 @@
 """How far a student's output is from its teacher's on given pictures: the proof that needs no checker."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from decant.data.latents import Latents
 from decant.losses.output import mse
 from decant.models.families.family import Family
+from decant.ranks import ALONE, Ranks
 from decant.stages.calibrate import LEVELS, Calibration
 
 
@@ -24,7 +26,13 @@ class OutputError:
 
 @torch.no_grad()
 def output_error(
-    family: Family, student: nn.Module, teacher: nn.Module, data: Latents, seed: int, batch_size: int = 16
+    family: Family,
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Latents,
+    seed: int,
+    batch_size: int = 16,
+    ranks: Ranks = ALONE,
 ) -> OutputError:
     """MSE between raw outputs at the same x_t, t and caption, at four noise levels a picture, (n,).
 
@@ -34,9 +42,14 @@ def output_error(
     was = student.training, teacher.training
     student.eval()
     teacher.eval()
-    proof, sums = Calibration(family, data, seed, "proof"), torch.zeros(data.n)
-    for call in proof.calls(next(student.parameters()).device, batch_size):
-        sums[list(call.batch.samples)] += mse(proof.answer(student, call), proof.answer(teacher, call)).cpu()
+    proof, levels = Calibration(family, data, seed, "proof"), torch.zeros(LEVELS, data.n)
+    calls = proof.calls(next(student.parameters()).device, batch_size)
+    for call in islice(calls, ranks.rank, None, ranks.count):  # the calls of one process, dealt in turns
+        places = list(call.batch.samples)
+        levels[call.level, places] = mse(proof.answer(student, call), proof.answer(teacher, call)).cpu()
+    sums = torch.zeros(data.n)
+    for level in torch.stack(ranks.gathered(levels)).sum(0):
+        sums += level
     student.train(was[0])
     teacher.train(was[1])
     return OutputError(sums / LEVELS)

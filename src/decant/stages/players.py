@@ -1,6 +1,8 @@
 """Who takes part in a distillation: teachers, student, and the method between them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -19,6 +21,7 @@ from decant.stages.lora import add_lora, is_lora
 from decant.stages.record import surgery_map_of
 from decant.stages.stage import Inputs
 
+Config = dict[str, Any]
 # What SDXL's networks are told besides the text: one of another kind cannot take the teacher's conditions.
 _TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 
@@ -74,6 +77,19 @@ def _check_told(unet: UNet2DConditionModel, teacher: Pipeline, place: str, hint:
 
 def method_of(settings: Distill, inputs: Inputs, players: Players) -> KD:
     pairs, projections = _paired(settings, inputs, players) if any(values_of(settings.feature)) else ({}, {})
+    teachers = [players.teacher.unet, *players.next_teachers]
+    return method_between(settings, players.family, players.student, teachers, pairs, projections)
+
+
+def method_between(
+    settings: Distill,
+    family: Family,
+    student: UNet2DConditionModel,
+    teachers: Sequence[UNet2DConditionModel],
+    pairs: Mapping[str, str],
+    projections: Mapping[str, Projection],
+) -> KD:
+    """The method that the settings ask for, between these networks."""
     scales = settings.teacher_guidance_scale
     how = settings.timesteps
     knobs = Knobs(
@@ -91,9 +107,8 @@ def method_of(settings: Distill, inputs: Inputs, players: Players) -> KD:
         switches=tuple(round(each.at * settings.steps) for each in settings.next_teachers),
         ema=settings.ema,
     )
-    teachers = [players.teacher.unet, *players.next_teachers]
     trained = is_lora if settings.lora is not None else lambda name: True
-    return KD.of(players.family, players.student, teachers, pairs, knobs, projections, trained)
+    return KD.of(family, student, teachers, pairs, knobs, projections, trained)
 
 
 def _paired(settings: Distill, inputs: Inputs, players: Players) -> tuple[dict[str, str], dict[str, Projection]]:
@@ -107,20 +122,32 @@ def _paired(settings: Distill, inputs: Inputs, players: Players) -> tuple[dict[s
             hint="`decant prune` writes the map that pairs layers; or set feature=0",
         )
     mine, theirs = dict(players.student.config), dict(players.teacher.unet.config)
+    pairs, widths = pairs_between(settings, mine, theirs, known, players.family.tokens)
+    return pairs, {name: _projection(name, *each, known) for name, each in widths.items()}
+
+
+def pairs_between(
+    settings: Distill, mine: Config, theirs: Config, known: SurgeryMap, tokens: int
+) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """The pairs whose features are compared, and where they differ the student's and the teacher's width.
+
+    Raises:
+        UserError: no feature has its teacher's width, and no projection is asked for.
+    """
     pairs: dict[str, str] = {}
     for level in settings.features:
         pairs |= pairs_of(level, mine, theirs, known)
-    widths = feature_widths(mine, list(pairs), players.family.tokens)
-    wanted = feature_widths(theirs, list(pairs.values()), players.family.tokens)
-    other = [name for name, twin in pairs.items() if widths[name] != wanted[twin]]
-    if not settings.projection:
-        pairs = {name: twin for name, twin in pairs.items() if name not in other}
-        if not pairs:
-            allowed = "features of which some have the teacher's width"
-            hint = "set projection=true, or feature=0"
-            raise refuse("distill.features", ", ".join(settings.features), allowed=allowed, hint=hint)
-        return pairs, {}
-    return pairs, {name: _projection(name, widths[name], wanted[pairs[name]], known) for name in other}
+    widths = feature_widths(mine, list(pairs), tokens)
+    wanted = feature_widths(theirs, list(pairs.values()), tokens)
+    other = {name: (widths[name], wanted[twin]) for name, twin in pairs.items() if widths[name] != wanted[twin]}
+    if settings.projection:
+        return pairs, other
+    pairs = {name: twin for name, twin in pairs.items() if name not in other}
+    if not pairs:
+        allowed = "features of which some have the teacher's width"
+        hint = "set projection=true, or feature=0"
+        raise refuse("distill.features", ", ".join(settings.features), allowed=allowed, hint=hint)
+    return pairs, {}
 
 
 def _projection(name: str, width: int, wanted: int, known: SurgeryMap) -> Projection:

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from decant.ranks import here
+
 
 class Tick(Protocol):
     """Say how much is done; the note stands beside it."""
@@ -29,7 +31,9 @@ _QUIET_SECONDS = 10.0
 @contextmanager
 def progress(what: str, total: int, talk: Callable[[str], None]) -> Iterator[Tick]:
     """Yield ``tick(done, note)``: it moves a bar with the time left on a terminal, and talks now and then elsewhere."""
-    if sys.stderr.isatty():
+    if not here().first:
+        yield lambda done, note="": None
+    elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from decant.data.source import Data
 from decant.errors import UserError, nearest, refuse
+from decant.ranks import ALONE, Ranks
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -32,7 +33,7 @@ class Inputs:
     works on, in order: one for most stages, many for such as evaluate. ``data`` is what --data names. ``work`` is a
     folder for partial work (checkpoints): it outlives a kill and is emptied when the settings or the parents change.
     ``cache`` is the folder that keeps what was encoded, for all stages of a run or of many. ``talk`` takes one line for
-    people.
+    people. ``ranks``: the processes that share the stage's work; only the first writes.
     """
 
     teacher: str
@@ -42,6 +43,7 @@ class Inputs:
     work: Path
     talk: Callable[[str], None] = _silent
     cache: Path | None = None
+    ranks: Ranks = ALONE
 
     @property
     def kept(self) -> Path:
@@ -61,7 +63,7 @@ class Stage:
 
     ``takes``: one model or many. ``gives_pipeline``: the folder it fills is a pipeline folder, from which
     later stages may start. ``data``: whether it reads the pictures; only then do other pictures make it run
-    again.
+    again. ``ranks``: whether all processes of a run do it together, or the first alone while the others wait.
     """
 
     settings: type[Settings]
@@ -69,6 +71,7 @@ class Stage:
     takes: Literal["one", "many"] = "one"
     gives_pipeline: bool = True
     data: Literal["unused", "optional", "required"] = "unused"
+    ranks: Literal["first", "all"] = "first"
 
 
 def validate(model: type[_Model], values: object, place: str) -> _Model:

@@ -19,6 +19,7 @@ from decant.train.norm import norm_of
 from decant.train.state import TrainState
 
 Batches = Callable[[int], Sequence[Batch]]
+_NOT_SAVED = "nothing of this step was saved"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def _update(method: Method, batches: Batches, state: TrainState) -> Step:
     player = method.turn(number)
     micro = batches(number)
     assert micro, f"no batch at step {number}"
+    assert len(micro) == 1 or not state.run.in_backward, "an update in the backward pass sees one batch"
     own = torch.tensor(sum(len(batch.samples) for batch in micro))
     tally = _Tally(own, int(_over_ranks(state, own)))
     state.focus(player)
@@ -139,21 +141,25 @@ def _backward(terms: Sequence[Term], state: TrainState, player: str, tally: _Tal
 
 
 def _clip(method: Method, state: TrainState, player: str, micro: Sequence[Batch], tally: _Tally) -> float:
-    """Clip the gradient and give its norm before that; nothing is updated where it or a loss is not finite."""
+    """Clip the gradient and give its norm before that; nothing is updated where it or a loss is not finite.
+
+    Updates in the backward pass are made by then: they are not saved.
+    """
     state.accelerator.unscale_gradients()
-    parameters = list(state.parameters[player].values())
-    norm = norm_of([p.grad for p in parameters if p.grad is not None])
+    norm = state.norm(player)
+    done = (_NOT_SAVED,) if state.run.in_backward else ()
     names, sums = zip(*tally.signs, strict=True)
     # One look at the device for all of them: each would wait until it has caught up.
-    *signs, grad_norm = torch.stack([*sums, norm.to(sums[0])]).tolist()
+    *signs, grad_norm = torch.cat([_over_ranks(state, torch.stack(sums)), norm.to(sums[0]).view(1)]).tolist()
     for name, sign in zip(names, signs, strict=True):
         if not isfinite(sign):
-            raise _diverged(f"loss/{name}", state.step)
+            raise _diverged(f"loss/{name}", state.step, *done)
     scaler = state.accelerator.scaler
     # With fp16 an overflow is the scaler's business, until its scale has shrunk to where only a NaN can be
     # the cause.
     if not isfinite(grad_norm) and (scaler is None or scaler.get_scale() < 1):
-        raise _diverged(f"gradient of {_blame(method, state, player, micro)}", state.step)
+        whose = "the sum of all terms" if state.run.in_backward else _blame(method, state, player, micro)
+        raise _diverged(f"gradient of {whose}", state.step, *done)
     if state.run.clip is not None and grad_norm > state.run.clip:
         state.shrink(player, norm / state.run.clip)
     return grad_norm
@@ -170,7 +176,7 @@ def _finish(state: TrainState, player: str, tally: _Tally, number: int) -> tuple
     if not isfinite(whole):
         for name, parameter in trained.items():
             if not parameter.isfinite().all():
-                raise _diverged(f"parameter {name} of {player}", number, "nothing of this step was saved")
+                raise _diverged(f"parameter {name} of {player}", number, _NOT_SAVED)
     return dict(zip(tally.sums, losses, strict=True)), total
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 from math import cos, pi
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import nn
 
+from decant.errors import refuse
+
+Optimizer = Literal["adamw", "adamw8bit"]
 LRSchedule = Literal["constant", "cosine", "one_cycle", "linear"]
 
 # OneCycle's start and end, as fractions of the peak (Smith and Topin 2018; torch's OneCycleLR has the same).
@@ -19,6 +22,22 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Adam with decoupled weight decay, in one pass over the parameters. Loshchilov and Hutter 2019."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+
+
+def adamw8bit(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """AdamW that keeps its two moments in 8 bits, in blocks of 256. Dettmers et al. 2022, arXiv:2110.02861.
+
+    Raises UserError where torchao is not installed.
+    """
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        hint = "pip install torchao, or set optimizer=adamw"
+        raise refuse("optimizer", "adamw8bit", allowed="adamw without torchao", hint=hint) from error
+    own: Any = AdamW8bit(list(parameters), lr=lr, weight_decay=weight_decay, betas=betas)
+    return own
 
 
 def lr_at(schedule: LRSchedule, step: int, steps: int, warmup: int) -> float:

@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, is_initialized
 from torch import Tensor, nn
 
 from decant.errors import refuse
-from decant.models.pace import check_compiler, compiled, fast_products
+from decant.maths.seeds import seed_of
+from decant.models.pace import InDtype, check_compiler, compiled, fast_products
+from decant.ranks import here
 from decant.train import checkpoint
 from decant.train.ema import EMA
 from decant.train.method import Method, Player
-from decant.train.optimizers import LRSchedule, adamw, lr_at
+from decant.train.norm import norm_of
+from decant.train.one_by_one import OneByOne
+from decant.train.optimizers import LRSchedule, Optimizer, adamw, adamw8bit, lr_at
 
 Precision = Literal["no", "fp16", "bf16"]
+Weights = Literal["float32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# A player rests while another learns: some parameters then get no gradient. And so the buckets of gradients stay as
+# they are: made anew after the first step, they would make a resumed run's sums differ in their last digits.
+_DDP = DistributedDataParallelKwargs(find_unused_parameters=True)
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,13 @@ class RunSettings:
     """What a run does to its players, whatever the method. It is resumed with exactly the same or not at all.
 
     steps: updates of the student. lr: the peak, which ``schedule`` and ``warmup`` (in updates) shape. clip:
-    the largest gradient norm, None for no clipping. precision: of the forward passes; trained weights stay
-    float32. compile: networks run as torch.compile makes them. fast_products: cheaper products on a CPU (see
-    ``models.pace``).
+    the largest gradient norm, None for no clipping. precision: of the forward passes. compile: networks run as
+    torch.compile makes them. fast_products: cheaper products on a CPU (see ``models.pace``).
+
+    For memory: optimizer: adamw8bit keeps its moments in 8 bits. in_backward: each parameter is updated as soon as its
+    gradient is there, which is then freed. weights: of what is trained; bfloat16 is rounded stochastically.
+    teacher_precision: of frozen networks, None for that of the forward passes. channels_last: the order of numbers that
+    convolutions like.
     """
 
     steps: int
@@ -45,6 +57,29 @@ class RunSettings:
     precision: Precision = "no"
     compile: bool = False
     fast_products: bool = False
+    optimizer: Optimizer = "adamw"
+    in_backward: bool = False
+    weights: Weights = "float32"
+    teacher_precision: Precision | None = None
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what cannot be had together."""
+        if self.weights == "bf16" and self.precision != "bf16":
+            value = f"bf16 with precision {self.precision}"
+            raise refuse("weights", value, allowed="bf16 with precision bf16", hint="set precision=bf16 too")
+        if self.lean and self.precision == "fp16":
+            allowed = "bf16 or no where parameters are updated one by one"
+            raise refuse("precision", "fp16", allowed=allowed, hint="set precision=bf16")
+        if self.in_backward and self.clip is not None:
+            hint = "set clip=null, or optimizer_in_backward=false"
+            allowed = "null: the norm of all gradients is known only when the last of them has been applied"
+            raise refuse("clip", self.clip, allowed=allowed, hint=hint)
+
+    @property
+    def lean(self) -> bool:
+        """Whether parameters are updated one by one: slower than all at once, and with less memory."""
+        return self.in_backward or self.optimizer != "adamw" or self.weights != "float32"
 
 
 class TrainState:
@@ -61,11 +96,21 @@ class TrainState:
         self.players: dict[str, Player] = dict(method.players)
         self.parameters = {name: _parameters(player) for name, player in self.players.items()}
         self._assert_separate()
-        self.nets = _place(method, accelerator, _DTYPES[run.precision])
+        if run.in_backward and accelerator.num_processes > 1:
+            hint = "set optimizer_in_backward=false, or start one process"
+            value = f"with {accelerator.num_processes} ranks"
+            raise refuse("optimizer_in_backward", value, allowed="one rank: others' gradients come later", hint=hint)
+        self.nets = _place(method, accelerator, run)
         if run.compile:
             check_compiler(accelerator.device)
             self.nets = {name: compiled(net) for name, net in self.nets.items()}
-        self.optimizers = {name: self._optimizer(trained) for name, trained in self.parameters.items()}
+        self.lean: dict[str, OneByOne] = {}
+        self.optimizers: dict[str, Any] = {}
+        for name, trained in self.parameters.items():
+            if run.lean:
+                self.lean[name] = self._one_by_one(name, trained)
+            else:
+                self.optimizers[name] = accelerator.prepare(adamw(trained.values(), *_shape(run)))
         self.ema = {
             name: EMA(self.parameters[name], player.ema)
             for name, player in self.players.items()
@@ -73,6 +118,7 @@ class TrainState:
         }
         self.updates = dict.fromkeys(self.players, 0)
         self._focused: str | None = None
+        self._shrink: Tensor | None = None
         for player in self.players.values():
             player.module.train()
 
@@ -127,7 +173,16 @@ class TrainState:
         for each in self.players.values():
             if not each.module.training:
                 each.module.train()
-        self.optimizers[player].zero_grad(set_to_none=True)
+        if player in self.lean:
+            self.lean[player].begin(self._lr(player), self.updates[player])
+        else:
+            self.optimizers[player].zero_grad(set_to_none=True)
+
+    def norm(self, player: str) -> Tensor:
+        """The norm of all of ``player``'s gradients."""
+        if player in self.lean:
+            return self.lean[player].norm()
+        return norm_of([p.grad for p in self.parameters[player].values() if p.grad is not None])
 
     def shrink(self, player: str, factor: Tensor) -> None:
         """Divide ``player``'s gradients by ``factor`` in the coming update.
@@ -135,25 +190,35 @@ class TrainState:
         A fused optimiser divides as it reads them, by what GradScaler calls ``grad_scale``: a pass less over all of
         them. With fp16 that name is the scaler's own.
         """
-        if self.accelerator.scaler is None:
+        if player in self.lean:
+            self._shrink = factor
+        elif self.accelerator.scaler is None:
             self.optimizers[player].optimizer.grad_scale = factor
         else:
             torch._foreach_div_([p.grad for p in self.parameters[player].values() if p.grad is not None], factor)
 
     def advance(self, player: str) -> float:
         """Apply ``player``'s gradients: optimiser, average, count. Gives the learning rate of this update."""
-        run, updates = self.run, self.updates[player]
-        lr = run.lr * lr_at(run.schedule, updates, run.steps, run.warmup)
-        for group in self.optimizers[player].param_groups:
-            group["lr"] = lr
-        optimizer = self.optimizers[player]
-        # Accelerate's wrapper looks for installed packages at every step; without a scaler it adds nothing.
-        (optimizer if self.accelerator.scaler is not None else optimizer.optimizer).step()
-        optimizer.optimizer.grad_scale = None
+        updates, lr = self.updates[player], self._lr(player)
+        if player in self.lean:
+            self.lean[player].step(self._shrink)
+            self._shrink = None
+        else:
+            optimizer = self.optimizers[player]
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            # Accelerate's wrapper looks for installed packages at every step; without a scaler it adds nothing.
+            (optimizer if self.accelerator.scaler is not None else optimizer.optimizer).step()
+            optimizer.optimizer.grad_scale = None
         if player in self.ema:
             self.ema[player].update(self.parameters[player], updates)
         self.updates[player] += 1
         return lr
+
+    def _lr(self, player: str) -> float:
+        """The learning rate of ``player``'s coming update."""
+        run = self.run
+        return run.lr * lr_at(run.schedule, self.updates[player], run.steps, run.warmup)
 
     def save(self, work: Path, keep: int = 2) -> None:
         """Write a checkpoint into ``work`` (``RUN/.work``), where the newest ``keep`` stay.
@@ -197,9 +262,10 @@ class TrainState:
         trained = [id(p) for named in self.parameters.values() for p in named.values()]
         assert len(trained) == len(set(trained)), "a parameter is trained by one player only"
 
-    def _optimizer(self, parameters: Mapping[str, nn.Parameter]) -> Any:
-        run = self.run
-        return self.accelerator.prepare(adamw(parameters.values(), run.lr, run.weight_decay, run.betas))
+    def _one_by_one(self, player: str, parameters: Mapping[str, nn.Parameter]) -> OneByOne:
+        make = adamw8bit if self.run.optimizer == "adamw8bit" else adamw
+        shape, seed = _shape(self.run), seed_of(self.run.seed, player)
+        return OneByOne(parameters, lambda each: make(each, *shape), seed, self.run.in_backward)
 
     def _weights(self) -> dict[str, Tensor]:
         """What training changes in the networks: trained parameters, and buffers that a state dict holds."""
@@ -221,6 +287,9 @@ class TrainState:
     def _moments(self) -> dict[str, Tensor]:
         moments: dict[str, Tensor] = {}
         for name, named in self.parameters.items():
+            if name in self.lean:
+                moments |= {f"{name}/{key}": t for key, t in self.lean[name].moments().items()}
+                continue
             state = self.optimizers[name].state
             for key, parameter in named.items():
                 moments |= {f"{name}/{key}/{kind}": t for kind, t in state.get(parameter, {}).items()}
@@ -228,6 +297,10 @@ class TrainState:
 
     def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
         for name, named in self.parameters.items():
+            if name in self.lean:
+                own = f"{name}/"
+                self.lean[name].load({k.removeprefix(own): t for k, t in moments.items() if k.startswith(own)})
+                continue
             document = self.optimizers[name].state_dict()
             document["state"] = {}
             for index, key in enumerate(named):
@@ -250,21 +323,27 @@ class TrainState:
 
 
 def _accelerator(precision: Precision, device: Device, trackers: Sequence[Any], folder: Path | None) -> Accelerator:
+    ranks = here()
+    ranks.join()
     if is_initialized():
         before = AcceleratorState()
         moved = (before.device.type == "cpu") != (device == "cpu") and torch.accelerator.is_available()
-        if before.num_processes == 1 and (before.mixed_precision != precision or moved):
+        if before.mixed_precision != precision or (ranks.count == 1 and moved):
             # Accelerate holds one state a process and refuses another precision; a recipe's stages may
             # differ.
-            AcceleratorState._reset_state(reset_partial_state=True)
+            AcceleratorState._reset_state(reset_partial_state=ranks.count == 1)
     accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder
+        cpu=device == "cpu" and ranks.count == 1,
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[_DDP],
     )
-    here = accelerator.device.type
-    if device not in ("auto", here):
-        raise refuse("device", device, allowed=f"auto, cpu or {here}", hint="this machine has no such device")
-    if precision == "fp16" and here != "cuda":
-        raise refuse("precision", precision, allowed=f"no or bf16 on {here}", hint="fp16 trains on CUDA alone")
+    there = accelerator.device.type
+    if device not in ("auto", there):
+        raise refuse("device", device, allowed=f"auto, cpu or {there}", hint="this machine has no such device")
+    if precision == "fp16" and there != "cuda":
+        raise refuse("precision", precision, allowed=f"no or bf16 on {there}", hint="fp16 trains on CUDA alone")
     return accelerator
 
 
@@ -274,31 +353,40 @@ def _parameters(player: Player) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in named.items() if name in player.parameters}
 
 
-def _place(method: Method, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, nn.Module]:
+def _shape(run: RunSettings) -> tuple[float, float, tuple[float, float]]:
+    return run.lr, run.weight_decay, run.betas
+
+
+def _place(method: Method, accelerator: Accelerator, run: RunSettings) -> dict[str, nn.Module]:
     """Every network of the method on its device: frozen ones cast and switched off, others prepared."""
+    dtype, frozen_dtype = DTYPES[run.precision], DTYPES[run.teacher_precision or run.precision]
     players = method.players
     assert not players.keys() & method.frozen.keys(), "a network is trained or frozen, not both"
     nets: dict[str, nn.Module] = {}
     for name, net in method.frozen.items():
-        nets[name] = net.requires_grad_(False).eval().to(device=accelerator.device, dtype=dtype)
+        for tensor in (*net.requires_grad_(False).eval().parameters(), *net.buffers()):
+            tensor.data = _moved(tensor, accelerator.device, frozen_dtype, run.channels_last)
+        nets[name] = net if frozen_dtype in (dtype, torch.float32) else InDtype(net, frozen_dtype)
     prepared: dict[int, nn.Module] = {}
     for name, player in players.items():
         key = id(player.module)
         if key not in prepared:
             sharing = [other for other in players.values() if other.module is player.module]
             trained = frozenset[str]().union(*(other.parameters for other in sharing))
-            prepared[key] = _prepare(player.module, trained, accelerator, dtype)
+            prepared[key] = _prepare(player.module, trained, accelerator, run)
         nets[name] = prepared[key]
     return nets
 
 
-def _prepare(module: nn.Module, trained: frozenset[str], accelerator: Accelerator, dtype: torch.dtype) -> nn.Module:
+def _prepare(module: nn.Module, trained: frozenset[str], accelerator: Accelerator, run: RunSettings) -> nn.Module:
     for name, parameter in module.named_parameters():
-        # Small updates vanish in half precision; what is only passed through may be half.
-        parameter.data = parameter.data.to(accelerator.device, torch.float32 if name in trained else dtype)
+        # Small updates vanish in half precision, unless they are rounded stochastically; what is only passed through
+        # may be half.
+        dtype = torch.float32 if name in trained and run.weights == "float32" else DTYPES[run.precision]
+        parameter.data = _moved(parameter, accelerator.device, dtype, run.channels_last)
         parameter.requires_grad_(name in trained)
     forward = vars(module).get("forward")
-    prepared = accelerator.prepare(module)
+    prepared = accelerator.prepare(module, device_placement=[False])  # it is placed
     # Accelerate puts an autocasting forward on the module and leaves it there after training. The loop
     # autocasts.
     for patched in ("forward", "_original_forward"):
@@ -306,6 +394,12 @@ def _prepare(module: nn.Module, trained: frozenset[str], accelerator: Accelerato
     if forward is not None:
         vars(module)["forward"] = forward
     return prepared
+
+
+def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """A parameter's numbers on a device; those of convolutions with their channels innermost if asked for."""
+    moved = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    return moved.contiguous(memory_format=torch.channels_last) if channels_last and moved.ndim == 4 else moved
 
 
 def _plain(thing: object) -> dict[str, Any]:

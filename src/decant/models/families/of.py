@@ -1,10 +1,11 @@
 """The one door from a pipeline to its family."""
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
+from decant.maths.schedules import scaled_linear
 from decant.models.families.family import Family
 from decant.models.families.sd1 import SD1
 from decant.models.families.sdxl import SDXL
@@ -24,3 +25,9 @@ def family_of(pipeline: Pipeline) -> Family:
             return SDXL.of(pipeline)
         case _:
             assert_never(pipeline)
+
+
+def bare_family() -> Family:
+    """A family that can corrupt and denoise, for any UNet, and has no encoders: enough to count with."""
+    none: Any = None
+    return SD1("epsilon", scaled_linear(0.00085, 0.012, 1000), none, none, none)
