@@ -23,8 +23,8 @@ from decant.models.projection import Projection
 from decant.models.surgery.surgery import SurgeryMap
 from decant.stages.distill import precision_of, proof_batch, run_settings
 from decant.stages.distill_settings import Distill, values_of
-from decant.stages.lora import add_lora
 from decant.stages.players import method_between, pairs_between
+from decant.train.optimizers import ready_8bit
 from decant.train.rehearsal import peak_of_calls, peak_of_updates
 
 _MB = 1e6
@@ -78,6 +78,9 @@ def fit(settings: Distill, pair: Pair, limit_mb: float, talk: Callable[[str], No
     Raises:
         UserError: none fits; it names the smallest peak that can be reached.
     """
+    if settings.lora is not None:
+        hint = "a LoRA has few gradients and moments: gradient_checkpointing=true and a smaller batch_size save most"
+        raise refuse("--fit", "with distill.lora", allowed="a distillation of all weights", hint=hint)
     peaks = Peaks(pair)
     smallest: tuple[float, dict[str, Any]] = (float("inf"), {})
     for rung in ladder(settings):
@@ -121,7 +124,10 @@ class Peaks:
         return max(self.updates_mb(settings), self.proof_mb(settings))
 
     def roughly_mb(self, settings: Distill) -> float:
-        """As ``mb``, of a straight line over the batch size through the updates of one and of two pictures."""
+        """At least so much, of a straight line over the batch size through the updates of one and of two pictures.
+
+        What is largest changes with the batch, from moments to activations, so that the line bends upwards.
+        """
         alike = {"accumulation": min(settings.accumulation, 2)}
         one, two = (self.updates_mb(settings.model_copy(update={**alike, "batch_size": n})) for n in (1, 2))
         return max(one + (two - one) * (settings.batch_size - 1), self.proof_mb(settings))
@@ -187,11 +193,11 @@ def _changed(settings: Distill, changes: Mapping[str, Any]) -> dict[str, Any]:
 def method_maker(settings: Distill, pair: Pair) -> Callable[[], KD]:
     """What makes the method with its networks, where it is called among tensors without numbers."""
     pairs, widths = _pairs(settings, pair)
+    if settings.optimizer == "adamw8bit":
+        ready_8bit()
 
     def make() -> KD:
         student = _network(pair.student)
-        if settings.lora is not None:
-            add_lora(student, settings.lora, 0)
         if settings.gradient_checkpointing:
             student.enable_gradient_checkpointing()
         teachers = [_network(pair.teacher) for _ in range(1 + len(settings.next_teachers))]

@@ -40,6 +40,14 @@ def adamw8bit(
     return own
 
 
+def ready_8bit() -> None:
+    """Have torchao make its code tables, which it does once and with numbers: to be called before there are none."""
+    parameter = nn.Parameter(torch.zeros(4096))
+    parameter.grad = torch.zeros_like(parameter)
+    with torch.compiler.set_stance("force_eager"):
+        adamw8bit([parameter], 0.0, 0.0, (0.9, 0.999)).step()
+
+
 def lr_at(schedule: LRSchedule, step: int, steps: int, warmup: int) -> float:
     """The factor of the peak learning rate at update ``step`` of ``steps``, both counted from 0.
 

@@ -70,9 +70,9 @@ def test_the_count_is_that_of_torch_s_tracker(changes: dict[str, Any]) -> None:
     assert peaks.updates_mb(settings) == pytest.approx(example().tracked_mb(settings, pair), rel=0.02)
 
 
-def test_the_line_over_the_batch_size_is_near_the_count() -> None:
+def test_the_line_over_the_batch_size_never_lies_above_the_count() -> None:
     _, peaks = small()
-    assert peaks.roughly_mb(SMALL) == pytest.approx(peaks.mb(SMALL), rel=0.05)
+    assert 0.5 * peaks.mb(SMALL) < peaks.roughly_mb(SMALL) <= 1.01 * peaks.mb(SMALL)
 
 
 def test_a_rung_keeps_the_update_s_pictures_and_the_first_changes_nothing() -> None:
@@ -108,14 +108,18 @@ def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
     assert "hint: --fit" in str(told.value) and "optimizer=adamw8bit" in str(told.value)
 
 
-def test_an_average_and_a_lora_are_counted_too() -> None:
+def test_an_average_is_counted_too() -> None:
     pair, peaks = small()
     more = peaks.updates_mb(SMALL.model_copy(update={"ema": 0.9}))
     parameters = sum(p.numel() for p in skeleton(pair.student).parameters())
     assert more > peaks.updates_mb(SMALL) + 3.5 * parameters / 1e6
-    lora = Distill.model_validate({**SMALL.model_dump(), "lora": {"rank": 2}})
-    assert peaks.updates_mb(lora) < peaks.updates_mb(SMALL), "a LoRA has few gradients and moments"
     assert replace(peaks, found={}).updates_mb(SMALL) == peaks.updates_mb(SMALL), "the same for the same question"
+
+
+def test_a_lora_is_refused() -> None:
+    lora = Distill.model_validate({**SMALL.model_dump(), "lora": {"rank": 2}})
+    with pytest.raises(UserError, match=r"--fit: with distill\.lora"):
+        fit(lora, small()[0], 1e6, lambda line: None)
 
 
 @pytest.mark.slow
