@@ -4,7 +4,7 @@ python examples/shards_memory.py [--megabytes 200 2000] [--out docs/shards_memor
 
 For each size, shards of pictures of 512 x 512 are written (one set of 64 pictures again and again, each made another by
 a comment in its file), then one process scans them and another one encodes and reads batches in shuffled order from its
-cache; what each takes at most, beside the libraries, is what the operating system counted.
+cache; what each takes at most, libraries and all, is what the operating system counted.
 """
 
 import argparse
@@ -86,14 +86,13 @@ def write(folder: Path, megabytes: int) -> int:
 
 
 def work(shards: Path, kept: Path, what: str) -> None:
-    """In a process of its own: print what it takes, in MB, beside the libraries."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """In a process of its own: print the most it took, in MB, libraries and all."""
     found = read(shards, index=kept / "index")
     if what == "train":
         latents = encode_all(found, 64, Averages(), Cache(kept, kept, lambda line: None))
         for step in range(latents.n // 16):
             latents.batch(stream(0, step, 16, latents.n))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def measured(folder: Path, megabytes: int) -> dict[str, float]:
