@@ -34,7 +34,7 @@ NAME, RGB = "amber", (248, 180, 20)
 COLOURS = {**COLOUR_RGB, NAME: RGB}
 # The same with amber's neighbours nearer to it: what is still read as amber is amber beyond doubt.
 NEARER = {
-    name: tuple(round(0.6 * a + 0.4 * b) for a, b in zip(COLOURS[name], RGB, strict=True))
+    name: tuple(round(0.5 * a + 0.5 * b) for a, b in zip(COLOURS[name], RGB, strict=True))
     for name in ("orange", "yellow")
 }
 STRICT = {**COLOURS, **NEARER}
