@@ -25,6 +25,9 @@ def main(lora_run: Path, controlnet_run: Path) -> None:
         "was moved. Percent with 95 % intervals, captions of held-out scenes, DDIM 25 steps, guidance 4, one seed a "
         "picture.",
         "",
+        "`04-base` and `08-tiny` are the quickstart's BK-Base and BK-Tiny; the others are channel students of "
+        "[the table of students](students.md), their levels narrowed and every layer kept.",
+        "",
         "## A LoRA: one new colour",
         "",
         "The world has no amber; the teacher was never told the word. The LoRA is of the attention of UNet and text "
