@@ -39,15 +39,19 @@ def example() -> ModuleType:
 
 @cache
 def small() -> tuple[Pair, Peaks]:
-    """A network of two levels as both student and teacher."""
-    pair = Pair(config(64, 1), config(64, 1), None, 16)
+    """A network of one level as both student and teacher."""
+    one = {"block_out_channels": (64,), "down_block_types": ("CrossAttnDownBlock2D",), "mid_block_type": None}
+    given = config(64, 1, one | {"up_block_types": ("CrossAttnUpBlock2D",)})
+    pair = Pair(given, given, None, 16)
     return pair, Peaks(pair)
 
 
-def config(width: int, layers: int) -> dict[str, Any]:
+def config(width: int, layers: int, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Of two levels, but for the ``changes``."""
     sizes = {"block_out_channels": (width, 2 * width), "layers_per_block": layers, "cross_attention_dim": 64}
     blocks = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "sample_size": 32}
-    return dict(skeleton(sizes | blocks | {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}).config)
+    given = sizes | blocks | {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")} | (changes or {})
+    return dict(skeleton(given).config)
 
 
 @pytest.mark.parametrize(
