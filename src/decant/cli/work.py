@@ -41,7 +41,7 @@ def run_and_report(  # noqa: PLR0913 (what a command line can say of a run)
     chosen = _fitted(_chosen(recipe, sets, device, scale), teacher, fit, talk)
     done = run_recipe(chosen, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=cache)
     evaluated = any(step.stage == "evaluate" for step in chosen.stages)
-    students = [out / stage["folder"] for stage in done["stages"] if STAGES[stage["stage"]].gives_pipeline]
+    students = [Path(stage["folder"]) for stage in done["stages"] if STAGES[stage["stage"]].gives_pipeline]
     report = here().on_first(lambda: str(rebuild_report(out))) if evaluated else None
     return {**done, "report": report, "student": str(students[-1]) if students else None}
 
