@@ -1,27 +1,28 @@
 """Captioned pictures, whatever source they come from: the one shape in which the rest of decant sees data."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from decant.data.packed import Packed, Raw, Text, chosen
 from decant.data.picture import Content, Look, ahead, look
 from decant.errors import refuse
 
 _MAX_CAPTION_BYTES = 64 * 1024
 
 Watch = Callable[[int, int], object]
-_Value = TypeVar("_Value")
 
 
 def unwatched(done: int, total: int) -> None:
     """A `Watch` that looks away."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """Something in a source that is not used: its name, or file and line, and why."""
 
@@ -37,14 +38,14 @@ class Captioned:
     captions: one a picture. others: where a source gives a picture several captions, the further ones, of which (with
     the first) one is drawn in each epoch; empty where no picture has any. folder: what ``names`` are relative to.
     digests: sha256 of the contents. alone: the captions have no pictures, and a digest is of its caption.
-    place: what --data named.
+    place: what --data named. What there is one of for every picture may be packed, so that many take little memory.
     """
 
-    files: tuple[Content, ...]
-    captions: tuple[str, ...]
+    files: Sequence[Content]
+    captions: Sequence[str]
     skipped: tuple[Skipped, ...]
     folder: Path = Path()
-    digests: tuple[bytes, ...] = ()
+    digests: Sequence[bytes] = ()
     others: tuple[tuple[str, ...], ...] = ()
     alone: bool = False
     place: str = ""
@@ -57,17 +58,23 @@ class Captioned:
     @property
     def choices(self) -> tuple[tuple[str, ...], ...]:
         """All captions of each picture, one at least."""
-        if not self.others:
-            return tuple((caption,) for caption in self.captions)
-        return tuple((first, *rest) for first, rest in zip(self.captions, self.others, strict=True))
+        return tuple(self.each_choices())
+
+    def each_choices(self) -> Iterator[tuple[str, ...]]:
+        """As `choices`, one picture's at a time."""
+        for place, caption in enumerate(self.captions):
+            yield (caption, *self.others[place]) if self.others else (caption,)
 
     def first(self, most: int) -> "Captioned":
         """At most so many of the pictures, the first in order; nothing skipped."""
-        return _part(self, [True] * most)
+        return self.at(range(min(most, len(self.files))))
 
-    def at(self, places: Container[int]) -> "Captioned":
+    def at(self, places: Sequence[int] | NDArray[np.intp]) -> "Captioned":
         """The pictures at these places; nothing skipped."""
-        return _part(self, [place in places for place in range(len(self.files))])
+        files, captions = chosen(self.files, places), chosen(self.captions, places)
+        digests = chosen(self.digests, places) if self.digests else ()
+        others = tuple(self.others[place] for place in places) if self.others else ()
+        return replace(self, files=files, captions=captions, skipped=(), digests=digests, others=others)
 
 
 class Source(Protocol):
@@ -97,7 +104,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What a source lists: a picture's name, where its contents lie, and its captions; or why it cannot be used.
 
@@ -112,14 +119,20 @@ class Entry:
 
 
 def gather(
-    entries: Iterable[Entry], watch: Watch = unwatched, *, total: int = 0, folder: Path = Path(), place: str = ""
+    entries: Iterable[Entry],
+    watch: Watch = unwatched,
+    *,
+    total: int = 0,
+    folder: Path = Path(),
+    place: str = "",
+    files: "Packed[Content] | None" = None,
 ) -> Captioned:
     """Entries as pictures, each decoded once unless it was seen; what cannot be used is skipped, with its reason.
 
     Captions are tidied (white space is one blank) and must be text in UTF-8 of at most 64 KB; a picture needs one of
-    them.
+    them. ``files`` takes the contents' places, where they can be packed.
     """
-    good: list[tuple[Entry, tuple[str, ...], bytes]] = []
+    found = _Found(files if files is not None else [])
     skipped: list[Skipped] = []
     for done, (entry, seen) in enumerate(ahead(_look, entries), start=1):
         captions, problems = _usable(entry)
@@ -128,9 +141,9 @@ def gather(
             skipped.append(Skipped(entry.name, reason))
         else:
             skipped += [Skipped(entry.name, problem) for problem in problems]
-            good.append((entry, captions, seen.digest))
+            found.add(entry, captions, seen.digest)
         watch(done, total)
-    return replace(_captioned(good, skipped, folder), place=place or str(folder))
+    return found.captioned(skipped, folder, place or str(folder))
 
 
 def caption_problem(caption: object) -> str:
@@ -178,8 +191,8 @@ def split(captioned: Captioned, held_out: float, seed: int) -> tuple[Captioned, 
     if not 0 <= held_out < 1:
         hint = "0.1 holds out one picture in ten"
         raise refuse("held_out", held_out, allowed="a fraction from 0 up to, not including, 1", hint=hint)
-    held = [_unit(name, seed) < held_out for name in captioned.names]
-    train, kept = _part(captioned, [not side for side in held]), _part(captioned, held)
+    held = np.array([_unit(_name(file, captioned.folder), seed) < held_out for file in captioned.files])
+    train, kept = captioned.at(np.flatnonzero(~held)), captioned.at(np.flatnonzero(held))
     if not train.files or (held_out > 0 and not kept.files):
         sizes = f"{len(train.files)} to train on and {len(kept.files)} held out"
         value = f"{held_out} of {len(held)} pictures leaves {sizes}"
@@ -200,19 +213,40 @@ def _usable(entry: Entry) -> tuple[tuple[str, ...], list[str]]:
     return captions, [problem for _, problem in checked if problem]
 
 
-def _captioned(good: Sequence[tuple[Entry, tuple[str, ...], bytes]], skipped: list[Skipped], folder: Path) -> Captioned:
-    counts = Counter((entry.name, captions) for entry, captions, _ in good)
-    skipped += [Skipped(name, "listed twice") for (name, _), n in counts.items() for _ in range(n - 1)]
-    rows = {(entry.name, captions): (entry.content, digest) for entry, captions, digest in good}
-    several = any(len(captions) > 1 for _, captions in rows)
-    return Captioned(
-        tuple(content for content, _ in rows.values() if content is not None),
-        tuple(captions[0] for _, captions in rows),
-        tuple(sorted(skipped, key=lambda item: (item.name, item.reason))),
-        folder,
-        tuple(digest for _, digest in rows.values()),
-        tuple(captions[1:] for _, captions in rows) if several else (),
-    )
+@dataclass
+class _Found:
+    """The pictures that can be used, gathered one by one; a mark of each tells what is listed twice."""
+
+    files: "Packed[Content] | list[Content]"
+    captions: Packed[str] = field(default_factory=lambda: Packed(Text()))
+    digests: Packed[bytes] = field(default_factory=lambda: Packed(Raw()))
+    others: list[tuple[str, ...]] = field(default_factory=list)
+    marks: bytearray = field(default_factory=bytearray)
+
+    def add(self, entry: Entry, captions: tuple[str, ...], digest: bytes) -> None:
+        assert entry.content is not None, "a picture"
+        self.files.append(entry.content)
+        self.captions.append(captions[0])
+        self.digests.append(digest)
+        self.others.append(captions[1:])
+        words = "\0".join((entry.name, *captions)).encode("utf-8", "surrogatepass")
+        self.marks += hashlib.blake2b(words, digest_size=16).digest()
+
+    def captioned(self, skipped: list[Skipped], folder: Path, place: str) -> Captioned:
+        """Each picture once with the same captions."""
+        _, once = np.unique(np.frombuffer(self.marks, "V16"), return_index=True)
+        again = set(range(len(self.files))) - set(once.tolist()) if len(once) < len(self.files) else ()
+        skipped += [Skipped(_name(self.files[number], folder), "listed twice") for number in again]
+        whole = Captioned(
+            self.files if isinstance(self.files, Packed) else tuple(self.files),
+            self.captions,
+            tuple(sorted(skipped, key=lambda item: (item.name, item.reason))),
+            folder,
+            self.digests,
+            tuple(self.others) if any(self.others) else (),
+            place=place,
+        )
+        return replace(whole.at(np.sort(once)), skipped=whole.skipped) if again else whole
 
 
 def _name(file: Content, folder: Path) -> str:
@@ -225,13 +259,3 @@ def _unit(name: str, seed: int) -> float:
     """A number in [0, 1) that only the seed and the name decide."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
-
-
-def _part(captioned: Captioned, keep: Sequence[bool]) -> Captioned:
-    def kept(values: Sequence[_Value]) -> tuple[_Value, ...]:
-        return tuple(compress(values, keep))
-
-    files, captions, digests = kept(captioned.files), kept(captioned.captions), kept(captioned.digests)
-    return Captioned(
-        files, captions, (), captioned.folder, digests, kept(captioned.others), captioned.alone, captioned.place
-    )

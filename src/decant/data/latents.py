@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -79,7 +80,7 @@ class Cache:
     spare: Path
     talk: Callable[[str], None]
 
-    def shards(self, made_by: Mapping[str, str], keys: Sequence[bytes]) -> Shards:
+    def shards(self, made_by: Mapping[str, str], keys: Iterable[bytes]) -> Shards:
         """The rows of these keys among those that were made by this."""
         name = hashlib.sha256(json.dumps([_FORMAT, made_by], sort_keys=True).encode()).hexdigest()[:32]
         folders = dict.fromkeys(root / f"{made_by['what']}-{name}" for root in (self.folder, self.spare))
@@ -154,21 +155,20 @@ def encode_all(
     than a tenth of the pictures has changed.
     """
     assert captioned.files and len(captioned.digests) == len(captioned.files), "pictures that were looked at"
-    choices = captioned.choices
-    captions = list(dict.fromkeys(caption for own in choices for caption in own))
-    rows = _rows(choices, {caption: index for index, caption in enumerate(captions)})
+    captions = list(dict.fromkeys(caption for own in captioned.each_choices() for caption in own))
+    rows = _rows(captioned.each_choices(), {caption: index for index, caption in enumerate(captions)})
     texts = _captions(captions, encoder, cache)
     lost: dict[bytes, str] = {}
     if captioned.alone:
         assert drawer is not None, "captions alone, and nothing that draws"
-        keys: Sequence[bytes] = captioned.digests
+        keys: Iterable[bytes] = captioned.digests
         shards = _drawn(captioned, size, drawer, cache, progress)
         told = encoder.framing([Frame.whole(size, size)])
     else:
         shards = _pictures(captioned, size, encoder, cache, views, progress, lost)
         places = _stand_ins(captioned, lost, seed)
-        keys = [view.key(captioned.digests[place]) for view in views for place in places]
-        rows, told = rows[places], {}
+        keys = (view.key(captioned.digests[place]) for view in views for place in places)
+        rows, told = rows[list(places)] if lost else rows, {}
     moments = shards.tables(keys)
     condition, null = _named(texts, "condition."), _named(texts, "null.")
     framing = {**_named(moments, "framing."), **told}
@@ -178,15 +178,24 @@ def encode_all(
     )
 
 
-def _rows(choices: Sequence[Sequence[str]], row: Mapping[str, int]) -> Tensor:
+def _rows(choices: Iterable[Sequence[str]], row: Mapping[str, int]) -> Tensor:
     """The row of each picture's caption, ``(n,)``, or of its captions, ``(n, k)`` filled up with -1."""
-    most = max(map(len, choices))
-    rows = torch.tensor([[row[caption] for caption in own] + [-1] * (most - len(own)) for own in choices])
-    return rows[:, 0] if most == 1 else rows
+    flat, counts = array("q"), array("q")
+    for own in choices:
+        flat.extend(row[caption] for caption in own)
+        counts.append(len(own))
+    most = max(counts)
+    rows = torch.full((len(counts), most), -1)
+    rows[torch.arange(most) < torch.frombuffer(counts, dtype=torch.int64)[:, None]] = torch.frombuffer(
+        flat, dtype=torch.int64
+    )
+    return rows[:, 0].clone() if most == 1 else rows
 
 
-def _stand_ins(captioned: Captioned, lost: Mapping[bytes, str], seed: int) -> list[int]:
+def _stand_ins(captioned: Captioned, lost: Mapping[bytes, str], seed: int) -> Sequence[int]:
     """For each picture its own place, or for one that was lost that of another, drawn from the seed and its name."""
+    if not lost:
+        return range(len(captioned.digests))
     good = [place for place, digest in enumerate(captioned.digests) if digest not in lost]
     n = len(captioned.digests)
     if not good or n - len(good) > max(1, _MOST_LOST * n):
@@ -200,6 +209,8 @@ def _stand_ins(captioned: Captioned, lost: Mapping[bytes, str], seed: int) -> li
 
 
 def _told(captioned: Captioned, lost: Mapping[bytes, str]) -> tuple[Skipped, ...]:
+    if not lost:
+        return ()
     pairs = zip(captioned.digests, captioned.names, strict=True)
     return tuple(Skipped(name, lost[digest].splitlines()[0]) for digest, name in pairs if digest in lost)
 
@@ -216,31 +227,33 @@ def _pictures(
 ) -> Shards:
     """Every view of every picture encoded; ``lost`` takes the digests of those that have changed, and why."""
     made_by = {"what": "pictures", "encoder": encoder.made_by()["pictures"], "size": str(size), "crop": CROP}
-    files = dict(zip(captioned.digests, captioned.files, strict=True))
-    wanted = {view.key(digest): (digest, view) for view in views for digest in files}
-    shards = cache.shards(made_by, list(wanted))
-    missing = shards.missing
-    if len(missing) < len(wanted):
-        done = (len(wanted) - len(missing)) // len(views)
-        cache.talk(f"{done} of {len(files)} pictures were encoded before: {cache.folder}")
+    digests, files = captioned.digests, captioned.files
+    shards = cache.shards(made_by, (view.key(digest) for view in views for digest in digests))
+    if shards.left < shards.total:
+        done = (shards.total - shards.left) // len(views)
+        cache.talk(f"{done} of {shards.total // len(views)} pictures were encoded before: {cache.folder}")
 
-    def framed(key: bytes) -> tuple[Tensor, Frame] | ChangedError:
-        digest, view = wanted[key]
+    def framed(stood: int) -> tuple[Tensor, Frame] | ChangedError:
+        view, place = divmod(stood, len(files))
         try:
-            return framed_picture(files[digest], size, digest, view)
+            return framed_picture(files[place], size, digests[place], views[view])
         except ChangedError as error:
             return error
 
     rows_at_once = max(1, min(16, _PIXELS_AT_ONCE // size**2))
     for turn, tick in _turns(shards, len(captioned.files), progress):
-        pixels = ahead(framed, turn, most=2 * rows_at_once + 8)
+        stood = dict(zip(turn, shards.places(turn), strict=True))
+        pixels = ahead(framed, stood.values(), most=2 * rows_at_once + 8)
         with _Writer(shards) as writer:
             for keys in _chunks(turn, rows_at_once):
                 seen = dict(zip(keys, pixels, strict=False))
-                lost.update({wanted[key][0]: str(each) for key, each in seen.items() if isinstance(each, ChangedError)})
+                place = {key: stood[key] % len(files) for key in keys}
+                lost.update(
+                    {digests[place[key]]: str(each) for key, each in seen.items() if isinstance(each, ChangedError)}
+                )
                 part = {key: each for key, each in seen.items() if not isinstance(each, ChangedError)}
                 if part:
-                    _encode(part, encoder, writer, rows_at_once, files[wanted[next(iter(part))][0]].name)
+                    _encode(part, encoder, writer, rows_at_once, files[place[next(iter(part))]].name)
                 tick(len(keys))
     return shards
 
@@ -249,7 +262,7 @@ def _turns(
     shards: Shards, n: int, progress: Progress | None
 ) -> Iterator[tuple[Sequence[bytes], Callable[[int], object]]]:
     """What is missing, part by part, and what counts it as a share of n pictures."""
-    total, done = len(shards.missing), 0
+    total, done = shards.left, 0
 
     def tick(rows: int) -> None:
         nonlocal done
@@ -258,7 +271,7 @@ def _turns(
             progress(n - (total - done) * n // shards.total)
 
     for turn in shards.turns():
-        done = total - len(shards.missing)  # others may have made some
+        done = total - shards.left  # others may have made some
         yield turn, tick
 
 
@@ -277,9 +290,8 @@ def _drawn(captioned: Captioned, size: int, drawer: Drawer, cache: Cache, progre
     """Latents of captions that have no pictures."""
     shards = cache.shards({"what": "drawn", "size": str(size), **drawer.made_by}, captioned.digests)
     words = dict(zip(captioned.digests, captioned.captions, strict=True))
-    missing = shards.missing
-    if len(missing) < len(words):
-        cache.talk(f"{len(words) - len(missing)} of {len(words)} prompts were drawn before: {cache.folder}")
+    if shards.left < shards.total:
+        cache.talk(f"{shards.total - shards.left} of {shards.total} prompts were drawn before: {cache.folder}")
     for turn, tick in _turns(shards, len(words), progress):
         with _Writer(shards) as writer:
             for keys in _chunks(turn, _DRAWN_AT_ONCE):

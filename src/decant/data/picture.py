@@ -134,7 +134,7 @@ class ChangedError(UserError):
     """A picture is no longer what it was when it was looked at."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """A file's sha256, and why it cannot be used as a picture, or ""."""
 
@@ -154,19 +154,26 @@ def look(file: Content) -> Look:
         content = file.read_bytes()
     except OSError as error:
         return Look(b"", f"the file cannot be read ({error.strerror})")
-    return look_at(content)
+    digest = hashlib.sha256(content).digest()
+    if digest in _decoded:
+        return Look(digest)
+    seen = Look(digest, _problem(content))
+    if not seen.problem:
+        _decoded.add(digest)
+    return seen
 
 
 def look_at(content: bytes) -> Look:
-    """As `look`, of contents that were read already."""
-    digest = hashlib.sha256(content).digest()
-    if digest not in _decoded:
-        try:
-            _open_rgb(content)
-        except Exception as error:  # decoders raise anything on damaged input
-            return Look(digest, _reason(error))
-        _decoded.add(digest)
-    return Look(digest)
+    """As `look`, of contents that were read already; nothing of them is remembered."""
+    return Look(hashlib.sha256(content).digest(), _problem(content))
+
+
+def _problem(content: bytes) -> str:
+    try:
+        _open_rgb(content)
+    except Exception as error:  # decoders raise anything on damaged input
+        return _reason(error)
+    return ""
 
 
 def picture(file: Content, size: int, digest: bytes | None = None) -> Tensor:

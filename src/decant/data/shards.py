@@ -10,17 +10,20 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from decant.data.packed import Keys, table_of
 from decant.errors import refuse
 
 _KEYS = "keys"
@@ -114,9 +117,10 @@ class Shards:
     removed.
     """
 
-    def __init__(self, folders: Sequence[Path], keys: Sequence[bytes], talk: Callable[[str], None]) -> None:
+    def __init__(self, folders: Sequence[Path], keys: Iterable[bytes], talk: Callable[[str], None]) -> None:
         self._folders, self._writable, self._talk = list(folders), list(folders), talk
-        self._place: dict[bytes, tuple[int, int] | None] = dict.fromkeys(keys)
+        self._keys = Keys(table_of(keys))
+        self._file, self._row = (np.full(len(self._keys), -1, np.int32) for _ in range(2))
         self._shards: list[_Shard] = []
         self._known: set[Path] = set()
         self._look()
@@ -128,7 +132,7 @@ class Shards:
         self._known.update(found)
         read = [(path, _read_shard(path)) for path in found]
         # A file that holds nothing asked for need not be whole.
-        wanted = [(path, shard) for path, shard in read if shard is None or not self._place.keys().isdisjoint(shard[1])]
+        wanted = [(path, shard) for path, shard in read if shard is None or (self._keys.find(shard[1]) >= 0).any()]
         with ThreadPoolExecutor(4) as pool:
             whole = list(pool.map(_is_whole, (path for path, _ in wanted)))
         for (path, shard), fine in zip(wanted, whole, strict=True):
@@ -142,12 +146,21 @@ class Shards:
     @property
     def total(self) -> int:
         """How many keys there are."""
-        return len(self._place)
+        return len(self._keys)
+
+    @property
+    def left(self) -> int:
+        """How many keys have no row."""
+        return int((self._file < 0).sum())
 
     @property
     def missing(self) -> list[bytes]:
         """The keys without a row, in order of first mention."""
-        return [key for key, place in self._place.items() if place is None]
+        return list(self._keys.table[self._file < 0].tolist())
+
+    def places(self, keys: Sequence[bytes]) -> list[int]:
+        """Where each of these stood first among the keys that were given."""
+        return list(self._keys.first[self._keys.find(table_of(keys))].tolist())
 
     def turns(self) -> Iterator[list[bytes]]:
         """The keys without a row, a part at a time, each part while no other process works on it.
@@ -155,31 +168,30 @@ class Shards:
         What is yielded must be added before the next is asked for. Parts that another process has come last, once it
         is done or dead, as far as it left rows missing; so several processes share the work of one cache.
         """
-        keys = list(self._place)
-        parts = [keys[start : start + _PART] for start in range(0, len(keys), _PART)]
+        parts = [slice(start, start + _PART) for start in range(0, self.total, _PART)]
         for wait in (False, True):
             later = []
             for part in parts:
-                if all(self._place[key] is not None for key in part):
+                if (self._file[part] >= 0).all():
                     continue
-                with self._alone(part, wait) as mine:
+                with self._alone(self._keys.table[part].tobytes(), wait) as mine:
                     if not mine:
                         later.append(part)
                         continue
                     self._look()
-                    missing = [key for key in part if self._place[key] is None]
-                    if missing:
-                        yield missing
+                    missing = self._keys.table[part][self._file[part] < 0]
+                    if len(missing):
+                        yield missing.tolist()
             parts = later
 
     @contextlib.contextmanager
-    def _alone(self, part: Sequence[bytes], wait: bool) -> Iterator[bool]:
+    def _alone(self, part: bytes, wait: bool) -> Iterator[bool]:
         """Whether no other process has this part; it ends with the process. Without locks, nobody else has it."""
         try:
             import fcntl
 
             self._writable[0].mkdir(parents=True, exist_ok=True)
-            path = self._writable[0] / f".lock-{hashlib.sha256(b''.join(part)).hexdigest()[:16]}"
+            path = self._writable[0] / f".lock-{hashlib.sha256(part).hexdigest()[:16]}"
             lock = path.open("w")
         except (ImportError, OSError):  # no such locks on Windows, or a folder that can only be read
             yield True
@@ -208,14 +220,13 @@ class Shards:
         self._known.add(path)
         self._take(path, *shard)
 
-    def tables(self, keys: Sequence[bytes]) -> dict[str, Tensor | Rows]:
+    def tables(self, keys: Iterable[bytes]) -> dict[str, Tensor | Rows]:
         """Every table with one row for each of ``keys``; one that is the same row everywhere as that row, (1, ...)."""
-        places = [self._place[key] for key in keys]
+        places = self._keys.find(table_of(keys))
+        assert len(places) and (places >= 0).all() and (self._file[places] >= 0).all(), "rows that were never made"
         files = _Files()
-        shard = torch.tensor([place[0] for place in places if place], dtype=torch.int32)
-        row = torch.tensor([place[1] for place in places if place], dtype=torch.int32)
-        assert len(row) == len(keys) > 0, "rows that were never made"
-        used = [self._shards[number] for number in sorted(set(shard.tolist()))]
+        shard, row = torch.from_numpy(self._file[places]), torch.from_numpy(self._row[places])
+        used = [self._shards[number] for number in shard.unique().tolist()]
         same = {name: _the_same(used, name, files) for name in used[0].tables}
         return {name: self._rows(name, shard, row, files) if one is None else one for name, one in same.items()}
 
@@ -224,11 +235,12 @@ class Shards:
         single = torch.tensor([table.rows == 1 for _, table in tables])
         return Rows(tables, shard, torch.where(single[shard], 0, row), files)
 
-    def _take(self, path: Path, tables: dict[str, _Table], keys: Sequence[bytes]) -> None:
+    def _take(self, path: Path, tables: dict[str, _Table], keys: NDArray[np.void]) -> None:
         self._shards.append(_Shard(path, tables))
-        for row, key in enumerate(keys):
-            if key in self._place and self._place[key] is None:
-                self._place[key] = (len(self._shards) - 1, row)
+        found = self._keys.find(keys)
+        rows = np.flatnonzero(found >= 0)
+        rows = rows[self._file[found[rows]] < 0]
+        self._file[found[rows]], self._row[found[rows]] = len(self._shards) - 1, rows
 
     def _write(self, content: bytes) -> Path:
         while True:
@@ -253,7 +265,7 @@ def _the_same(shards: Sequence[_Shard], name: str, files: _Files) -> Tensor | No
     return rows[0] if all(row.equal(rows[0]) for row in rows) else None
 
 
-def _read_shard(path: Path) -> tuple[dict[str, _Table], list[bytes]] | None:
+def _read_shard(path: Path) -> tuple[dict[str, _Table], NDArray[np.void]] | None:
     """The tables of a safetensors file and its keys, or None where it is none. No other rows are read."""
     try:
         with path.open("rb") as file:
@@ -267,7 +279,7 @@ def _read_shard(path: Path) -> tuple[dict[str, _Table], list[bytes]] | None:
             raw = file.read(keys.rows * _KEY_BYTES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return tables, [raw[start : start + _KEY_BYTES] for start in range(0, len(raw), _KEY_BYTES)]
+    return tables, table_of([raw[: len(raw) // _KEY_BYTES * _KEY_BYTES]])
 
 
 def _table(base: int, entry: Mapping[str, list[int]]) -> _Table:

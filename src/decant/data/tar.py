@@ -29,7 +29,7 @@ class Readable(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Held:
     """A picture in a shard: where its bytes lie, what they are, and its captions as they are written there."""
 
@@ -70,7 +70,7 @@ def index_of(file: Readable, name: str) -> Index:
     return Index(tuple(sorted(held, key=lambda each: each.offset)), tuple(notes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Member:
     """A member of a shard that may be of use: its content is let go once it was seen."""
 
@@ -83,7 +83,7 @@ class _Member:
     look: Look = field(default_factory=lambda: Look(b""))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     picture: _Member | None = None
     captions: tuple[object, ...] = ()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -21,7 +22,8 @@ from urllib.parse import urlsplit
 from decant.data import remote
 from decant.data.captioned import Captioned, Entry, Skipped, Watch, gather, unwatched
 from decant.data.folder import METADATA
-from decant.data.picture import SUFFIXES, Look, ahead
+from decant.data.packed import Packed, Text
+from decant.data.picture import SUFFIXES, Content, Look, ahead
 from decant.data.tar import Held, Index, index_of
 from decant.errors import refuse
 
@@ -29,6 +31,7 @@ _FORMAT = 1  # raised whenever the same shard would be noted otherwise
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST = 1_000_000
+_PLACE, _TEXT = struct.Struct("<IQQ"), Text()
 
 
 class Shard(Protocol):
@@ -129,7 +132,7 @@ class Distant:
         return remote.head(self.url)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A picture inside a shard."""
 
@@ -145,6 +148,22 @@ class Member:
     def __str__(self) -> str:
         """As errors name it."""
         return self.name
+
+
+@dataclass(frozen=True)
+class _InShards:
+    """Members of some shards as bytes: the shard's number, offset and size, then the name."""
+
+    shards: tuple[Shard, ...]
+
+    def pack(self, member: Content, /) -> bytes:
+        assert isinstance(member, Member)
+        number = next(place for place, shard in enumerate(self.shards) if shard is member.shard)
+        return _PLACE.pack(number, member.offset, member.size) + _TEXT.pack(member.name)
+
+    def unpack(self, packed: bytes, /) -> Content:
+        number, offset, size = _PLACE.unpack_from(packed)
+        return Member(_TEXT.unpack(packed[_PLACE.size :]), self.shards[number], offset, size)
 
 
 @dataclass(frozen=True)
@@ -185,7 +204,7 @@ class WebDataset:
                     yield Entry(member.name, member, held.captions, seen=held.look)
                 watch(done, len(self.shards))
 
-        return gather(entries(), place=self.said)
+        return gather(entries(), place=self.said, files=Packed(_InShards(self.shards)))
 
     def fingerprint(self) -> str:
         """Of the shards' contents; of those on a server, of addresses, sizes and tags."""

@@ -58,7 +58,7 @@ def asked(captions: Captions, images: int, held_out: HeldOut) -> Asked:
         allowed = "scenes, or data with --data FOLDER"
         raise refuse("evaluate.captions", "data", allowed=allowed, hint="add --data FOLDER")
     held = split(read(held_out.data, held_out.max_skipped, index=held_out.index), held_out.share, held_out.seed)[1]
-    told = held.captions[:images]
+    told = tuple(held.captions[:images])
     return Asked(told, tuple(map(seed_of, held.names[:images])), all(map(_is_scene, told)), held)
 
 
