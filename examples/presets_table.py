@@ -88,9 +88,9 @@ def row(name: str, model: Mapping[str, Any], paces: Mapping[str, Mapping[str, fl
     pace = paces.get(name)
     speed, memory = (f"{pace['images_per_second']:.0f}", f"{pace['peak_memory_mb']:.0f}") if pace else ("-", "-")
     found = model["scores"]
-    fid = found["fid_scenes_classifier"]
+    fid = found.get("fid_scenes_classifier")  # left out where the pictures are too few
     cells = (name, f"{model['parameters']:,}", speed, memory, share(found["scene_accuracy"]))
-    told = f"{fid['value']:.1f} ({fid['low']:.1f}-{fid['high']:.1f})"
+    told = f"{fid['value']:.1f} ({fid['low']:.1f}-{fid['high']:.1f})" if fid else "-"
     return f"| {' | '.join((*cells, share(found['agreement_with_teacher']), told))} |"
 
 

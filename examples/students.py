@@ -93,12 +93,14 @@ def recipe(parts: Sequence[dict[str, Any]], steps: int, images: int) -> dict[str
     cuts |= {f"blocks-{rule}": {"keep": described(parts, blocks_kept(parts, rule))} for rule in BLOCK_RULES}
     stages: list[dict[str, Any]] = []
     for name, settings in cuts.items():
+        # No level of it has the teacher's width: features are compared through a projection.
+        how = {**DISTILL, "steps": steps, "projection": name.startswith("narrow")}
         stages += [
             {"stage": "prune", "name": f"{name}-cut", "from": "teacher", "settings": settings},
-            {"stage": "distill", "name": name, "from": f"{name}-cut", "settings": {**DISTILL, "steps": steps}},
+            {"stage": "distill", "name": name, "from": f"{name}-cut", "settings": how},
         ]
-    how = {"captions": "scenes", "images": images, "steps": 25, "guidance_scale": 4.0, "batch_size": 32}
-    stages.append({"stage": "evaluate", "of": ["teacher", *cuts], "settings": how})
+    looks = {"captions": "scenes", "images": images, "steps": 25, "guidance_scale": 4.0, "batch_size": 32}
+    stages.append({"stage": "evaluate", "of": ["teacher", *cuts], "settings": looks})
     return {"name": "students", "summary": "every kind of student", "stages": stages}
 
 
@@ -138,7 +140,8 @@ def notes(title: str, kept: dict[str, list[str]]) -> list[str]:
     """What the names in a table mean."""
     if title.startswith("Levels"):
         told = ", ".join(f"{name} {'/'.join(map(str, widths))}" for name, widths in WIDTHS.items())
-        return [f"The teacher's widths are 64/96/128/128; {told}. The rule says which channels stay.", ""]
+        widths = f"The teacher's widths are 64/96/128/128; {told}. The rule says which channels stay. Features of other"
+        return [f"{widths} widths than the teacher's are left out, but of narrow, where all are: projected.", ""]
     if title.startswith("Transformer"):
         lines = [f"Those stay that fit into {SHARE:.0%} of the time of all, by `decant importance`:", ""]
         for rule, names in kept.items():

@@ -3,8 +3,8 @@
     python examples/terms_table.py --out runs/terms
 
 Terms, a sequence of teachers against one, rounds against one shot, real pictures against prompts alone and against
-random latents: BK-Tiny of the scenes teacher every time, the same number of steps and pictures. The run goes on where
-it was stopped.
+random latents: BK-Tiny of the scenes teacher every time, the same number of steps and pictures. Then the terms again on
+SSD-1B's and Vega's cuts of the teacher of SDXL's layout. The run goes on where it was stopped.
 """
 
 import argparse
@@ -35,6 +35,8 @@ TERMS: dict[str, dict[str, Any]] = {
     "output + block features": {"output": 1, "feature": 0.3},
     "output + layer features": {"output": 1, "feature": 0.3, "features": ["layer"]},
 }
+XL_STUDENTS = {"ssd-1b": "SSD-1B", "vega": "Vega"}
+XL_TERMS = ("output", "output + block features", "output + layer features")
 BEST = TERMS["output + block features"]
 ROUNDS = ("bk-base", "bk-small", "bk-tiny")
 PROMPTS = {"the teacher's samples of prompts": "samples", "random latents": "random"}
@@ -60,14 +62,14 @@ class Table:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.models: dict[str, Path] = {}
+        self.models: dict[str, dict[str, Path]] = {"scenes": {}, "scenes-xl": {}}
 
-    def run(self, made: Recipe, rows: Mapping[str, str], data: Path) -> None:
+    def run(self, made: Recipe, rows: Mapping[str, str], data: Path, teacher: str = "scenes") -> None:
         """Run a recipe; ``rows``: words -> name of the stage whose student they stand for."""
         out = self.args.out / made.name
-        run_recipe(made, teacher="scenes", data=data, out=out, stages=STAGES, talk=talk, cache=self.args.out / "cache")
+        run_recipe(made, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=self.args.out / "cache")
         folders = {step.name: out / f"{number:02d}-{step.name}" for number, step in enumerate(made.stages, start=1)}
-        self.models |= {words: folders[name] for words, name in rows.items()}
+        self.models[teacher] |= {words: folders[name] for words, name in rows.items()}
 
     def terms(self, data: Path) -> None:
         """Which terms; with a cut, and random weights, as floors."""
@@ -108,15 +110,31 @@ class Table:
             stages.append(distilled(how, "cut", self.args.steps, **BEST, **guided))
         self.run(recipe("prompts", stages), PROMPTS, captions)
 
-    def page(self) -> str:
-        """docs/terms.md."""
-        safe = {f"model-{number}": folder for number, folder in enumerate(self.models.values())}
+    def sdxl(self, data: Path) -> None:
+        """Block against layer features where a cut takes transformer blocks out of every layer."""
+        stages, rows = [], {}
+        for student, words in XL_STUDENTS.items():
+            stages.append(cut(f"{student}-cut", "teacher", student=student))
+            rows[f"{words}, the cut, undistilled"] = f"{student}-cut"
+            for number, terms in enumerate(XL_TERMS):
+                stages.append(distilled(f"{student}-{number}", f"{student}-cut", self.args.steps, **TERMS[terms]))
+                rows[f"{words}, {terms}"] = f"{student}-{number}"
+        self.run(recipe("sdxl", stages), rows, data, "scenes-xl")
+
+    def table(self, teacher: str) -> list[str]:
+        """The rows of a teacher's students, all evaluated together."""
+        models = self.models[teacher]
+        safe = {f"model-{number}": folder for number, folder in enumerate(models.values())}
         how = {"captions": "scenes", "images": self.args.images, "steps": 25, "guidance_scale": 4.0, "batch_size": 32}
         how["latency_repeats"] = 0
-        asked: dict[str, Any] = {"teacher": "scenes", "models": safe, "data": None, "seed": 0, "talk": talk}
-        record = run_stage("evaluate", evaluate.STAGE, how, **asked, out=self.args.out / "evaluated")
-        found = {model["name"]: model["scores"] for model in record["models"]}
-        names = {"teacher": "teacher", **dict(zip(safe, self.models, strict=True))}
+        asked: dict[str, Any] = {"teacher": teacher, "models": safe, "data": None, "seed": 0, "talk": talk}
+        record = run_stage("evaluate", evaluate.STAGE, how, **asked, out=self.args.out / f"evaluated-{teacher}")
+        names = {"teacher": "teacher", **dict(zip(safe, models, strict=True))}
+        head = ["| what | accuracy, % | agreement with the teacher, % |", "|---|---|---|"]
+        return [*head, *(row(names[model["name"]], model["scores"]) for model in record["models"]), ""]
+
+    def page(self) -> str:
+        """docs/terms.md."""
         lines = [
             "# What each part of a distillation buys",
             "",
@@ -126,10 +144,12 @@ class Table:
             "names no terms, they are output + block features, on real pictures, in one shot, from one teacher. "
             f"Percent of {self.args.images} captions of held-out scenes, DDIM 25 steps, guidance 4, 95 % intervals.",
             "",
-            "| what | accuracy, % | agreement with the teacher, % |",
-            "|---|---|---|",
-            *(row(names[name], scores) for name, scores in found.items()),
+            *self.table("scenes"),
+            "## Cuts of SDXL's layout",
             "",
+            f"SSD-1B and Vega of `scenes-xl`, {self.args.steps} steps of 16, the same settings but for the features.",
+            "",
+            *self.table("scenes-xl"),
         ]
         return "\n".join(lines)
 
@@ -159,6 +179,7 @@ def main(words: Sequence[str] | None = None) -> None:
     table.terms(data)
     table.rounds(data)
     table.prompts(captions)
+    table.sdxl(data)
     table.teachers(data)
     args.page.write_text(table.page(), encoding="utf-8")
 

@@ -35,6 +35,7 @@ from decant.cli.memory import keep_freed_memory
 from decant.data.latents import Latents
 from decant.data.order import stream
 from decant.data.source import read
+from decant.maths.ramp import value_at
 from decant.methods.kd import KD, Knobs
 from decant.models.device import pick
 from decant.models.families.sd1 import SD1
@@ -102,8 +103,10 @@ def first_inputs(method: KD, data: Latents, args: argparse.Namespace) -> Given:
     """What decant's loop sees in its first step, for the bare loop to see in every step."""
     samples = stream(0, 0, args.batch, data.n)
     batch, draw = data.batch(samples), Draw(0, 0, samples)
-    x_t, t, _ = method._corrupted(batch, draw)
-    return Given(x_t, t, method._condition(batch, draw)["encoder_hidden_states"])
+    x_t, t, _ = method._corrupted(batch, draw, 0.0)
+    return Given(
+        x_t, t, method._condition(batch, draw, value_at(method.knobs.caption_dropout, 0.0))["encoder_hidden_states"]
+    )
 
 
 def block_ms(steps: Iterator[Any], count: int) -> tuple[float, float]:

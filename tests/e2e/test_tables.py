@@ -22,15 +22,21 @@ def example(name: str) -> Any:
 def test_what_each_part_buys_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of row: terms, floors, rounds, prompts, random latents, teachers in turn."""
     table = example("terms_table")
-    monkeypatch.setattr(table, "PICTURES", 60)
+    monkeypatch.setattr(table, "PICTURES", 110)
     monkeypatch.setattr(
         table, "TERMS", {"task + output + layer features": table.TERMS["task + output + layer features"]}
     )
+    monkeypatch.setattr(table, "XL_STUDENTS", {"ssd-1b": "SSD-1B"})
+    monkeypatch.setattr(table, "XL_TERMS", tuple(table.TERMS))
     for key, value in {"batch_size": 2, "warmup": 0, "held_out_most": 2, "prompt_steps": 2}.items():
         monkeypatch.setitem(table.COMMON, key, value)
     words = ["--steps", "3", "--tune-steps", "1", "--images", "2"]
     table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
-    rows = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")][1:]
+    rows = [
+        line
+        for line in (tmp_path / "page.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| what")
+    ]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [
         "teacher",
         "the cut, undistilled",
@@ -40,6 +46,9 @@ def test_what_each_part_buys_is_measured(tmp_path: Path, monkeypatch: pytest.Mon
         "the teacher's samples of prompts",
         "random latents",
         "three teachers in turn",
+        "teacher",
+        "SSD-1B, the cut, undistilled",
+        "SSD-1B, task + output + layer features",
     ]
 
 
@@ -53,7 +62,7 @@ def test_presets_are_measured_beside_their_floors(tmp_path: Path, monkeypatch: p
         return {name: table.override(each, few) for name, each in whole(family).items() if name == "bk-sdm-tiny"}
 
     monkeypatch.setattr(table, "presets", one)
-    monkeypatch.setattr(table, "PICTURES", 60)
+    monkeypatch.setattr(table, "PICTURES", 110)
     words = ["--steps", "1", "--images", "2", "--families", "sd1"]
     table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
