@@ -1,8 +1,13 @@
 """Settings every test shares, and a whole pipeline of SDXL, small enough to be made anew in every test."""
 
+import hashlib
+import http.server
 import os
 import shutil
-from collections.abc import Callable
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +103,65 @@ def sdxl_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sdxl_folder(tmp_path: Path, sdxl_saved: Path) -> Path:
     """The same, a copy of one's own, to be broken at will."""
     return shutil.copytree(sdxl_saved, tmp_path / "teacher")
+
+
+@contextmanager
+def _served(folder: Path, **habits: Any) -> Iterator[tuple[str, list[str]]]:
+    """A web server over a folder, and the ranges that it was asked for.
+
+    habits: ranges, whether it has them; breaks, bytes after which a connection ends (the first so many times); fails,
+    status codes that are given first, with retry_after, the seconds that it then asks to wait.
+    """
+    asked: list[str] = []
+    breaks, fails = list(habits.get("breaks", ())), list(habits.get("fails", ()))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Range"])
+            file = folder / self.path.lstrip("/")
+            if fails:
+                self.send_response(fails.pop(0))
+                if "retry_after" in habits:
+                    self.send_header("Retry-After", str(habits["retry_after"]))
+                return self.end_headers()
+            if not file.is_file():
+                return self.send_error(404)
+            content = file.read_bytes()
+            total, begin, end = len(content), 0, len(content)
+            ranged = habits.get("ranges", True)
+            if ranged:
+                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+                begin, end = int(first), int(last or total - 1) + 1
+            self.send_response(206 if ranged else 200)
+            if ranged:
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{total}")
+            self.send_header("ETag", hashlib.sha256(content).hexdigest())
+            body = content[begin:end]
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if len(body) > 1 and breaks:
+                body = body[: breaks.pop(0)]
+            with suppress(OSError):
+                self.wfile.write(body)
+            return None
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+        daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def served() -> Callable[..., AbstractContextManager[tuple[str, list[str]]]]:
+    """`_served`: ``with served(folder, ranges=False) as (url, asked)``."""
+    return _served

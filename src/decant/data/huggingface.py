@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -150,20 +150,38 @@ def _opened(table: Table, index: Path | None, stamps: tuple[int, ...]) -> Any:
 
 
 def _of_hub(table: Table) -> Any:
+    """From the hub, or where that does not answer from the library's own cache."""
     import datasets
 
+    from decant.hub import why_away  # here, for it takes a second to import
+
     options = dict(table.options)
+    away = why_away(table.hub, "README.md", "dataset", options.get("revision"))
     try:
-        return datasets.load_dataset(
-            table.hub, options.get("config"), split=options.get("split", "train"), revision=options.get("revision")
-        )
+        with _asking_nobody() if away else nullcontext():
+            return datasets.load_dataset(
+                table.hub, options.get("config"), split=options.get("split", "train"), revision=options.get("revision")
+            )
     except Exception as error:  # what the hub, its cache and its client raise is of many kinds
         first = (str(error) or type(error).__name__).splitlines()[0]
-        hint = (
-            f"check name and split; without a network: `hf download --repo-type dataset {table.hub} --local-dir DIR` "
-        )
-        hint += "where there is one, then --data DIR"
-        raise refuse(f"data {table.said}", first, allowed="a dataset that can be read", hint=hint) from None
+        said = f"of the hub: {away}; and no cache here gives it ({first})" if away else first
+        hint = f"where there is a network, `hf download --repo-type dataset {table.hub} --local-dir DIR`; "
+        hint += "then --data DIR, here or on another machine"
+        hint = hint if away else f"check name and split; without a network: {hint}"
+        raise refuse(f"data {table.said}", said, allowed="a dataset that can be read", hint=hint) from None
+
+
+@contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """The library's own offline mode: it looks into its cache at once, in place of trying a dead network again."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _of_files(table: Table, index: Path | None) -> Any:

@@ -4,6 +4,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +22,8 @@ _CHUNK = 2**20
 _WINDOW = 32 * 2**20
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _Value = TypeVar("_Value")
+_failures: Counter[str] = Counter()
+_counting = Lock()
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ def head(url: str) -> Head:
             return _head(response)
 
     return _persistently(url, ask)
+
+
+def failures() -> Counter[str]:
+    """What servers and network failed with since this was asked last, though what was asked for came in the end."""
+    with _counting:
+        counted = Counter(_failures)
+        _failures.clear()
+    return counted
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
@@ -186,6 +197,8 @@ def _persistently(url: str, ask: Callable[[], _Value]) -> _Value:
         except (OSError, http.client.HTTPException) as error:
             said, pause = f"{getattr(error, 'reason', error) or type(error).__name__}", wait
         if number < TRIES:
+            with _counting:
+                _failures[said] += 1
             time.sleep(min(pause, _LONGEST_WAIT_SECONDS))
             wait *= 2
     value = f"{said}, and so {TRIES} times"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from torch import nn
 
 from decant.errors import UserError, nearest, refuse
+from decant.hub import why_away
 from decant.models.guard import first_line, read_header, read_json
 from decant.models.layout import (
     INDEX,
@@ -44,8 +44,6 @@ Architecture = Literal["sd15", "sd21", "sdxl", "musetalk"]
 # A name as diffusers and transformers give to a shard; no path.
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# A hub that is silent for so long is away.
-_HUB_SECONDS = 5.0
 _STRANGERS = "config.json and weights are of two different networks; take both from one folder"
 
 
@@ -263,7 +261,7 @@ def _missing_folder(path: Path) -> UserError:
 
 def _download(hub_id: str, allow_pickle: bool) -> Path:
     """Fetch a pipeline from the hub, or find it in the cache; its kind is checked before its weights come."""
-    away = _why_away(hub_id)
+    away = why_away(hub_id, INDEX, "model")
     try:
         _, layout = check_class(Path(hf_hub_download(hub_id, INDEX, local_files_only=bool(away))))
         return _fetch(hub_id, layout, None if allow_pickle else True, local=bool(away))
@@ -271,27 +269,15 @@ def _download(hub_id: str, allow_pickle: bool) -> Path:
         raise
     # The hub's client raises errors of several libraries, and all of them mean the same to the user.
     except Exception as error:
+        why = f"{away}, and the cache does not hold this model" if away else first_line(error)
         raise refuse(
             "model",
             repr(hub_id),
             allowed="a local pipeline folder, or a diffusers model that the hub gives or the cache holds",
-            hint=f"no such folder here, and of the hub: {away or first_line(error)}. Where there is a network, "
+            hint=f"no such folder here, and of the hub: {why}. Where there is a network, "
             f"`hf download {hub_id} --local-dir DIR` fetches it (older: huggingface-cli download); then give DIR, "
             "here or on another machine",
         ) from error
-
-
-def _why_away(hub_id: str) -> str:
-    """Why the hub cannot be asked, "" where it answers. Its client would try a silent network again for minutes."""
-    if constants.is_offline_mode():
-        return "it is switched off (HF_HUB_OFFLINE), and the cache does not hold this model"
-    try:
-        get_hf_file_metadata(hf_hub_url(hub_id, INDEX), timeout=_HUB_SECONDS)
-    except HfHubHTTPError:
-        return ""  # an answer, even if it is no
-    except Exception as error:
-        return f"it does not answer ({first_line(error)}), and the cache does not hold this model"
-    return ""
 
 
 def _fetch(hub_id: str, layout: Layout, use_safetensors: bool | None, *, local: bool) -> Path:

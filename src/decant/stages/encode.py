@@ -13,6 +13,7 @@ from decant.data.picture import Frame, View
 from decant.errors import refuse
 from decant.models.families.family import Family
 from decant.stages.progress import progress
+from decant.stages.scan import tell_failures
 from decant.stages.stage import Inputs
 
 
@@ -82,6 +83,7 @@ def encode_data(
         ranks.meet()  # all files are written before any rank looks for them
     with progress(what, len(part.files), inputs.talk) as tick:
         latents = encode_all(part, size, both, cache, tick, inputs.seed, drawer, views)
+    tell_failures(inputs)
     for item in latents.replaced:
         inputs.talk(f"{item.name} has changed since it was looked at, another picture stands in for it: {item.reason}")
     for encoder in sum(family.encoders().values(), ()):

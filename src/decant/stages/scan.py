@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from decant.data.captioned import Captioned, Skipped, Source, check_share
+from decant.data.remote import failures
 from decant.data.source import find
 from decant.stages.progress import Tick, progress
 from decant.stages.stage import Inputs
@@ -23,6 +24,7 @@ def scan_data(inputs: Inputs, max_skipped: float, out: Path) -> Captioned:
     source = find(inputs.data)
     inputs.talk(f"data: {source.told}")
     captioned = _watched(source, inputs)
+    tell_failures(inputs)
     if captioned.skipped:
         named = inputs.work / SKIPPED
         for folder in (inputs.work, out):
@@ -31,6 +33,14 @@ def scan_data(inputs: Inputs, max_skipped: float, out: Path) -> Captioned:
         check_share(captioned, max_skipped, str(named), source.needs)
     check_share(captioned, max_skipped, needs=source.needs)
     return captioned
+
+
+def tell_failures(inputs: Inputs) -> None:
+    """What a server failed with and was asked for again, counted since it was told last."""
+    counted = failures()
+    if counted:
+        said = "; ".join(f"{n} x {reason}" for reason, n in counted.most_common())
+        inputs.talk(f"the server failed {counted.total()} times and was asked again: {said}")
 
 
 def _watched(source: Source, inputs: Inputs) -> Captioned:

@@ -1,6 +1,7 @@
 """Tables through the datasets library: parquet as that library writes it, and what the hub's absence looks like."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,11 +93,53 @@ def test_files_that_are_no_parquet_or_do_not_fit_together_are_refused(tmp_path: 
         read(tmp_path)
 
 
-def test_a_dataset_of_the_hub_without_a_network_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match=r"data hf:owner/name[\s\S]*hint: check name and split[\s\S]*hf download"):
+def test_a_dataset_of_the_hub_without_a_network_says_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"data hf:owner/name[\s\S]*HF_HUB_OFFLINE[\s\S]*hint:[\s\S]*hf download"):
         read("hf:owner/name")
+    with pytest.raises(UserError, match=r"allowed:[\s\S]*hint:"):
+        read("hf:no/such/name")
+
+
+AWAY = """
+import os, socket, sys, time
+os.environ.pop("HF_HUB_OFFLINE", None)
+server = socket.create_server(("127.0.0.1", 0))
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+if sys.argv[1] == "refusing":
+    server.close()
+import datasets
+from decant.data.source import read
+begin = time.monotonic()
+try:
+    print(read("hf:owner/name").captions)
+except ValueError as error:
+    print(error)
+print(f"took {time.monotonic() - begin:.1f}")
+"""
+
+
+def _asked(hub: str, home: Path) -> str:
+    words, own = [sys.executable, "-c", AWAY, hub], {**os.environ, "HF_HOME": str(home)}
+    said = subprocess.run(words, capture_output=True, text=True, check=True, env=own).stdout
+    assert float(said.split("took ")[1]) < 15, said
+    return said
+
+
+@pytest.mark.parametrize("hub", ["refusing", "silent"])
+def test_a_hub_that_is_away_is_not_waited_for(tmp_path: Path, hub: str) -> None:
+    """It refuses connections, or takes them and never answers; its clients alone would try for half a minute."""
+    said = _asked(hub, tmp_path)
+    assert "it does not answer" in said and "hf download --repo-type dataset owner/name" in said
+
+
+def test_where_the_hub_is_away_what_its_cache_holds_is_used(tmp_path: Path) -> None:
+    file, kept = _parquet(tmp_path / "a.parquet", [_png(0)], ["x"]), tmp_path / "home" / "datasets"
+    datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(kept))
+    (kept / "owner___name").mkdir()  # as the library names what came from the hub
+    next((kept / "parquet").iterdir()).rename(kept / "owner___name" / "default")
+    for table in kept.rglob("parquet-train.arrow"):
+        table.rename(table.with_name("name-train.arrow"))
+    assert "('x',)" in _asked("refusing", tmp_path / "home")
 
 
 def test_without_the_library_the_command_that_installs_it_is_named(tmp_path: Path) -> None:

@@ -1,14 +1,11 @@
 """WebDataset shards, written by tarfile and served by the standard library's server: order, damage, the network."""
 
 import hashlib
-import http.server
 import io
 import json
-import socketserver
 import tarfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,8 @@ from decant.data.latents import Cache, encode_all
 from decant.data.source import find, read
 from decant.data.webdataset import WebDataset, expanded
 from decant.errors import UserError
+
+Served = Callable[..., AbstractContextManager[tuple[str, list[str]]]]
 
 
 def _picture(index: int, kind: str = "PNG") -> bytes:
@@ -205,59 +204,6 @@ def test_the_index_is_kept_and_follows_the_file(shards: Path, tmp_path: Path) ->
     assert _contents(read(shards, index=kept)) == EXPECTED
 
 
-@contextmanager
-def _served(folder: Path, **habits: Any) -> Iterator[tuple[str, list[str]]]:
-    """A web server over a folder, and the ranges that it was asked for.
-
-    habits: ranges, whether it has them; breaks, bytes after which a connection ends (the first so many times); fails,
-    status codes that are given first.
-    """
-    asked: list[str] = []
-    breaks, fails = list(habits.get("breaks", ())), list(habits.get("fails", ()))
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.headers["Range"])
-            file = folder / self.path.lstrip("/")
-            if fails:
-                return self.send_error(fails.pop(0))
-            if not file.is_file():
-                return self.send_error(404)
-            content = file.read_bytes()
-            total, begin, end = len(content), 0, len(content)
-            ranged = habits.get("ranges", True)
-            if ranged:
-                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-                begin, end = int(first), int(last or total - 1) + 1
-            self.send_response(206 if ranged else 200)
-            if ranged:
-                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{total}")
-            self.send_header("ETag", hashlib.sha256(content).hexdigest())
-            body = content[begin:end]
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if len(body) > 1 and breaks:
-                body = body[: breaks.pop(0)]
-            with suppress(OSError):
-                self.wfile.write(body)
-            return None
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-        daemon_threads = True
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a hundredth as long before trying again."""
@@ -265,9 +211,11 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_shards_of_a_server_are_those_of_the_disk(shards: Path, tmp_path: Path, ranges: bool, soon: None) -> None:
+def test_shards_of_a_server_are_those_of_the_disk(
+    shards: Path, tmp_path: Path, ranges: bool, soon: None, served: Served
+) -> None:
     """The connection breaks twice and the server fails twice; then in any order."""
-    with _served(shards, ranges=ranges, breaks=[3000, 100], fails=[503, 429]) as (url, asked):
+    with served(shards, ranges=ranges, breaks=[3000, 100], fails=[503, 429]) as (url, asked):
         found = read(f"{url}/{{00000..00002}}.tar", index=tmp_path / "index")
         assert _contents(found) == EXPECTED and found.names[9] == "00001.tar/00009.png"
         order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
@@ -282,9 +230,9 @@ def test_shards_of_a_server_are_those_of_the_disk(shards: Path, tmp_path: Path, 
         assert find(f"{url}/00001.tar").fingerprint() != fingerprint
 
 
-def test_a_server_without_ranges_is_read_once_forward(shards: Path, soon: None) -> None:
+def test_a_server_without_ranges_is_read_once_forward(shards: Path, soon: None, served: Served) -> None:
     """Pictures asked for in order cost one connection a shard, and going back another."""
-    with _served(shards, ranges=False) as (url, asked):
+    with served(shards, ranges=False) as (url, asked):
         source = find(f"{url}/{{00000..00002}}.tar")
         assert isinstance(source, WebDataset)
         found = source.scan()
@@ -295,22 +243,24 @@ def test_a_server_without_ranges_is_read_once_forward(shards: Path, soon: None) 
         assert found.files[0].read_bytes() == EXPECTED[0][0]
 
 
-def test_latents_from_a_server_are_those_from_the_disk(shards: Path, tmp_path: Path, spelled: Any, soon: None) -> None:
+def test_latents_from_a_server_are_those_from_the_disk(
+    shards: Path, tmp_path: Path, spelled: Any, soon: None, served: Served
+) -> None:
     def batch(data: str | Path, cache: Path) -> Any:
         latents = encode_all(read(data), 16, spelled, Cache(cache, cache, lambda line: None))
         return latents.batch(tuple(range(24)))
 
-    with _served(shards, ranges=False) as (url, _):
+    with served(shards, ranges=False) as (url, _):
         there, here = batch(f"{url}/{{00000..00002}}.tar", tmp_path / "a"), batch(shards, tmp_path / "b")
     assert there.mean.equal(here.mean) and there.condition["words"].equal(here.condition["words"])
 
 
-def test_a_server_that_does_not_answer_is_refused(shards: Path, soon: None) -> None:
-    with _served(shards, fails=[500] * 50) as (url, asked):
+def test_a_server_that_does_not_answer_is_refused(shards: Path, soon: None, served: Served) -> None:
+    with served(shards, fails=[500] * 50) as (url, asked):
         with pytest.raises(UserError, match=r"HTTP 500 .* 6 times[\s\S]*hint: when the server is back"):
             read(f"{url}/00000.tar")
         assert len(asked) == 6
-    with _served(shards) as (url, asked):
+    with served(shards) as (url, asked):
         with pytest.raises(UserError, match=r"HTTP 404[\s\S]*hint: check the address"):
             read(f"{url}/00007.tar")
         assert len(asked) == 1
@@ -320,10 +270,34 @@ def test_a_server_that_does_not_answer_is_refused(shards: Path, soon: None) -> N
         read(f"{url}/pictures.zip")
 
 
-def test_a_shard_cut_on_the_server_gives_what_is_before_the_cut(shards: Path, soon: None) -> None:
+@pytest.mark.parametrize(
+    ("habits", "pauses"),
+    [
+        ({"fails": [503] * 5}, [0.5, 1, 2, 4, 8]),
+        ({"fails": [429, 503], "retry_after": 3}, [3, 3]),
+        ({"fails": [503], "retry_after": 7200}, [60]),
+        ({"fails": [500], "retry_after": "Wed, 21 Oct 2026 07:28:00 GMT"}, [0.5]),
+    ],
+)
+def test_pauses_grow_follow_the_server_and_are_capped(
+    shards: Path, served: Served, habits: dict[str, Any], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every failure is counted by what it said, once."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    remote.failures()
+    with served(shards, **habits) as (url, asked):
+        assert remote.head(f"{url}/00000.tar").ranges
+    assert waited == pauses and len(asked) == len(pauses) + 1
+    counted = remote.failures()
+    assert sum(counted.values()) == len(pauses) and all(said.startswith("HTTP ") for said in counted), counted
+    assert not remote.failures()
+
+
+def test_a_shard_cut_on_the_server_gives_what_is_before_the_cut(shards: Path, soon: None, served: Served) -> None:
     content = (shards / "00000.tar").read_bytes()
     (shards / "00000.tar").write_bytes(content[: len(content) // 2])
-    with _served(shards) as (url, _):
+    with served(shards) as (url, _):
         found = find(f"{url}/00000.tar").scan(lambda done, total: None, None)
         assert 0 < len(found.files) < 8 and _contents(found) == EXPECTED[: len(found.files)]
     assert any("cut off" in item.reason for item in found.skipped)
