@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from decant.data.captioned import Captioned, split
+from decant.data.picture import Aspect
 from decant.data.source import Data, read
 from decant.errors import UserError, refuse
 from decant.scenes.captions import parse
@@ -21,20 +22,21 @@ class Asked:
     """The captions and seeds of one evaluation, one picture each.
 
     ``scenes``: whether every caption says a scene, which the checker can look for. ``held``: the held-out pictures
-    that the captions come from, where they come from data.
+    that the captions come from, where they come from data, and ``aspect``, how they become squares.
     """
 
     captions: tuple[str, ...]
     seeds: tuple[int, ...]
     scenes: bool
     held: Captioned | None = None
+    aspect: Aspect = "crop"
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Which pictures were kept from training: the share, the run's seed, and how many may be unreadable.
 
-    index: a folder that may keep what was seen of the data.
+    index: a folder that may keep what was seen of the data. aspect: how a picture becomes a square.
     """
 
     data: Data | None
@@ -42,6 +44,7 @@ class HeldOut:
     seed: int
     max_skipped: float
     index: Path | None = None
+    aspect: Aspect = "crop"
 
 
 def asked(captions: Captions, images: int, held_out: HeldOut) -> Asked:
@@ -59,7 +62,7 @@ def asked(captions: Captions, images: int, held_out: HeldOut) -> Asked:
         raise refuse("evaluate.captions", "data", allowed=allowed, hint="add --data FOLDER")
     held = split(read(held_out.data, held_out.max_skipped, index=held_out.index), held_out.share, held_out.seed)[1]
     told = tuple(held.captions[:images])
-    return Asked(told, tuple(map(seed_of, held.names[:images])), all(map(_is_scene, told)), held)
+    return Asked(told, tuple(map(seed_of, held.names[:images])), all(map(_is_scene, told)), held, held_out.aspect)
 
 
 def seed_of(name: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decant.data.picture import picture
+from decant.data.picture import View, framed_picture
 from decant.errors import UserError, refuse
 from decant.metrics.distance import fid, kid
 from decant.metrics.inception import NAME as INCEPTION
@@ -124,7 +124,8 @@ def _real(asked: Asked, pictures: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, 
         return _renders(n, _REFERENCE_SEED), f"{n} renders of other held-out scenes"
     assert asked.held is not None
     side = pictures[0].shape[0]
-    real = torch.stack([picture(file, side) for file in asked.held.first(n).files])
+    view = View(asked.aspect)
+    real = torch.stack([framed_picture(file, side, view=view)[0] for file in asked.held.first(n).files])
     return ((real + 1) * 127.5).round().to(torch.uint8), f"the {n} held-out pictures that the captions belong to"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,6 +11,8 @@ from pydantic import Field
 from decant.bench.machine import machine
 from decant.bench.timer import peak_memory_mb
 from decant.data.latents import Latents
+from decant.data.picture import Aspect, View
+from decant.errors import refuse
 from decant.metrics.interval import bootstrap_mean
 from decant.models.device import Device, pick
 from decant.models.families.family import Family
@@ -50,6 +52,9 @@ class Evaluate(Settings):
     held_out: float = Field(0.1, gt=0, lt=1, description="as the distillation had it")
     held_out_most: int = Field(64, ge=1, description="at most so many held-out pictures are measured")
     max_skipped: float = Field(0.1, ge=0, le=1, description="as the distillation had it")
+    aspect: Aspect | Literal["auto"] = Field(
+        "auto", description="how a held-out picture becomes a square; auto: as the students' distillation had it"
+    )
     device: Device = Field("auto", description="auto: an accelerator if there is one")
 
 
@@ -57,7 +62,9 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Draw, score and time every model in ``inputs.models``, the teacher first; writes pictures and figures."""
     inputs.ranks.join()
     models = {"teacher": inputs.teacher, **{n: p for n, p in inputs.models.items() if n != "teacher"}}
-    held_out = HeldOut(inputs.data, settings.held_out, inputs.seed, settings.max_skipped, inputs.kept / "index")
+    aspect = aspect_of(models) if settings.aspect == "auto" else settings.aspect
+    index = inputs.kept / "index"
+    held_out = HeldOut(inputs.data, settings.held_out, inputs.seed, settings.max_skipped, index, aspect)
     ask = inputs.ranks.on_first(lambda: asked(settings.captions, settings.images, held_out))
     device = pick(settings.device)
     teacher: Drawn | None = None
@@ -146,12 +153,32 @@ class _Proof:
         family = family_of(teacher)
         size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
         draws = drawer(teacher, size, Sampling("samples", settings.steps, settings.guidance_scale, inputs.seed), device)
-        held = encode_data(family, ask.held.first(settings.held_out_most), size, inputs, device, drawer=draws)
+        part, views = ask.held.first(settings.held_out_most), (View(ask.aspect),)
+        held = encode_data(family, part, size, inputs, device, drawer=draws, views=views)
         return cls(family, teacher.unet, held, inputs.seed, inputs.ranks)
 
     def scores(self, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
         error = output_error(self.family, pipeline.unet, self.teacher, self.held, self.seed, ranks=self.ranks)
         return {"output_error": number(bootstrap_mean(error.by_picture.tolist()))}
+
+
+def aspect_of(models: Mapping[str, str | Path]) -> Aspect:
+    """How pictures became squares when the students were distilled; the teacher does not count.
+
+    Raises:
+        UserError: they were not distilled alike.
+    """
+    found: dict[str, Aspect] = {}
+    for name, source in models.items():
+        record = read_record(source) if name != "teacher" else {}
+        made = [stage for stage in (*record.get("lineage", []), record) if stage.get("stage") == "distill"]
+        if made:
+            found[name] = made[-1].get("settings", {}).get("aspect", "crop")
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{name} {aspect}" for name, aspect in found.items())
+        hint = "name one for all, such as aspect=crop, or evaluate them apart"
+        raise refuse("evaluate.aspect", f"auto, of students distilled as {told}", allowed="one for all", hint=hint)
+    return next(iter(found.values()), "crop")
 
 
 def role_of(name: str, models: Mapping[str, str | Path]) -> tuple[str, str | None]:

@@ -105,8 +105,9 @@ class Midway:
     def _ask(self) -> Asked:
         """Captions kept from training: where they say scenes, of held-out scenes."""
         settings = self.settings
+        index = self.inputs.kept / "index"
         held_out = HeldOut(
-            self.inputs.data, settings.held_out, self.inputs.seed, settings.max_skipped, self.inputs.kept / "index"
+            self.inputs.data, settings.held_out, self.inputs.seed, settings.max_skipped, index, settings.aspect
         )
         of_data = asked("auto", settings.evaluate_images, held_out)
         return asked("scenes", settings.evaluate_images, held_out) if of_data.scenes else of_data

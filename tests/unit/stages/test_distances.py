@@ -1,5 +1,6 @@
 """FID and KID as an evaluation gives them: of renders, whose distances are known to be small, and of spoiled ones."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from decant.data.picture import Aspect
 from decant.scenes.captions import caption
 from decant.scenes.folder import draw_folder
 from decant.scenes.render import render
@@ -84,4 +86,34 @@ def test_pictures_of_a_folder_are_compared_with_its_own(tmp_path: Path) -> None:
     from decant.scenes.classifier.network import features, shipped
 
     same = features(shipped(), torch.from_numpy(np.stack(own)).permute(0, 3, 1, 2))
+    assert torch.allclose(kid.reference, same, atol=1e-4)
+
+
+@pytest.mark.parametrize("aspect", ["crop", "letterbox", "stretch"])
+def test_real_pictures_become_squares_as_training_had_it(tmp_path: Path, aspect: Aspect) -> None:
+    """Pictures twice as wide as high, beside what Pillow makes of them."""
+    folder = draw_folder(tmp_path / "data", 40, "train", first_seed=77)
+    for file in folder.glob("*.png"):
+        wide = Image.new("RGB", (128, 64), "red")
+        wide.paste(Image.open(file), (10, 0))
+        wide.save(file)
+    ask = asked("data", 16, HeldOut(folder, 0.5, 0, 0.1, aspect=aspect))
+    assert ask.held is not None
+    expected = []
+    for file in ask.held.first(16).files:
+        image = Image.open(io.BytesIO(file.read_bytes()))
+        match aspect:
+            case "crop":
+                square = image.crop((32, 0, 96, 64))
+            case "letterbox":
+                square = Image.new("RGB", (64, 64))
+                square.paste(image.resize((64, 32), Image.Resampling.LANCZOS), (0, 16))
+            case "stretch":
+                square = image.resize((64, 64), Image.Resampling.LANCZOS)
+        expected.append(np.array(square))
+    n = len(expected)
+    (kid,) = distances(ask, Drawn.of([np.ascontiguousarray(p) for p in RIGHT[:n]], ask)).comparisons
+    from decant.scenes.classifier.network import features, shipped
+
+    same = features(shipped(), torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2))
     assert torch.allclose(kid.reference, same, atol=1e-4)
