@@ -3,8 +3,9 @@
     python examples/terms_table.py --out runs/terms
 
 Terms, a sequence of teachers against one, rounds against one shot, real pictures against prompts alone and against
-random latents: BK-Tiny of the scenes teacher every time, the same number of steps and pictures. Then the terms again on
-SSD-1B's and Vega's cuts of the teacher of SDXL's layout. The run goes on where it was stopped.
+random latents, a teacher of v_prediction: BK-Tiny of the scenes teacher every time, the same number of steps and
+pictures. Then the terms again on SSD-1B's and Vega's cuts of the teacher of SDXL's layout. The run goes on where it was
+stopped.
 """
 
 import argparse
@@ -69,7 +70,9 @@ class Table:
         out = self.args.out / made.name
         run_recipe(made, teacher=teacher, data=data, out=out, stages=STAGES, talk=talk, cache=self.args.out / "cache")
         folders = {step.name: out / f"{number:02d}-{step.name}" for number, step in enumerate(made.stages, start=1)}
-        self.models[teacher] |= {words: folders[name] for words, name in rows.items()}
+        self.models["scenes-xl" if teacher == "scenes-xl" else "scenes"] |= {
+            w: folders[name] for w, name in rows.items()
+        }
 
     def terms(self, data: Path) -> None:
         """Which terms; with a cut, and random weights, as floors."""
@@ -91,6 +94,15 @@ class Table:
         others = [{"teacher": str(folder), "at": at} for folder, at in zip(folders, (1 / 3, 2 / 3), strict=True)]
         stages = [cut("cut", "teacher"), distilled("three", "cut", self.args.steps, **BEST, next_teachers=others)]
         self.run(recipe("teachers", stages), {"three teachers in turn": "three"}, data)
+
+    def velocity(self, data: Path) -> None:
+        """A teacher of v_prediction, made of the shipped one by output matching; and its student."""
+        made = recipe("v", [distilled("v", "teacher", self.args.tune_steps, output=1, prediction="v_prediction")])
+        words = "teacher of v_prediction, made of the first by its outputs"
+        self.run(made, {words: "v"}, data)
+        stages = [cut("cut", "teacher"), distilled("student", "cut", self.args.steps, **BEST)]
+        rows = {"student of the teacher of v_prediction": "student"}
+        self.run(recipe("v-student", stages), rows, data, str(self.models["scenes"][words]))
 
     def rounds(self, data: Path) -> None:
         """Base, Small, Tiny, a third of the steps each."""
@@ -180,6 +192,7 @@ def main(words: Sequence[str] | None = None) -> None:
     table.rounds(data)
     table.prompts(captions)
     table.sdxl(data)
+    table.velocity(data)
     table.teachers(data)
     args.page.write_text(table.page(), encoding="utf-8")
 

@@ -45,6 +45,8 @@ def test_what_each_part_buys_is_measured(tmp_path: Path, monkeypatch: pytest.Mon
         "three rounds of cut and distil",
         "the teacher's samples of prompts",
         "random latents",
+        "teacher of v_prediction, made of the first by its outputs",
+        "student of the teacher of v_prediction",
         "three teachers in turn",
         "teacher",
         "SSD-1B, the cut, undistilled",

@@ -226,7 +226,7 @@ def importance(
 
 @app.command
 def distill(  # noqa: PLR0913 (a student and all that it learns from)
-    student: Path,
+    student: str,
     *,
     teacher: str,
     data: str,
@@ -241,7 +241,7 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
     """Distil a student that decant cut, on captioned pictures.
 
     Args:
-        student: the student's pipeline folder.
+        student: a pipeline folder, one .safetensors file, a hub id, or `scenes`; the teacher again for a copy of it.
         teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         data: captioned pictures: a folder, or COCO captions.
         out: the distilled student's pipeline folder.
@@ -254,7 +254,7 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
 
     settings = work.on_device(work.settings_of("distill", sets), device)
     settings = work.fit_one(settings, student, teacher, fit, talk)
-    models: dict[str, str | Path] = {student.name or "student": student}
+    models: dict[str, str | Path] = {Path(student).name or "student": student}
     record = work.one_stage(
         "distill", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
     )

@@ -117,7 +117,7 @@ def _fitted(recipe: Recipe, teacher: str, fit: str | None, talk: Talk) -> Recipe
     return here().on_first(lambda: fitted(recipe, STAGES, teacher, limit_mb, talk))
 
 
-def fit_one(settings: Mapping[str, Any], student: Path, teacher: str, fit: str | None, talk: Talk) -> dict[str, Any]:
+def fit_one(settings: Mapping[str, Any], student: str, teacher: str, fit: str | None, talk: Talk) -> dict[str, Any]:
     """The settings of a distillation as they are, or such that it fits into so much memory."""
     if fit is None:
         return dict(settings)

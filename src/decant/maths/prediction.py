@@ -26,6 +26,16 @@ def target(prediction: Prediction, x_0: Tensor, noise: Tensor, alpha: Tensor, si
             assert_never(prediction)
 
 
+def converted(
+    given: Prediction, wanted: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """A network's ``output`` at ``x_t`` as a network of the ``wanted`` kind would have said it, ``(B, C, h, w)``."""
+    if given == wanted:
+        return output
+    x_0, noise = (way(given, output, x_t, alpha, sigma) for way in (to_x_0, to_epsilon))
+    return target(wanted, x_0, noise, alpha, sigma)
+
+
 def to_x_0(prediction: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The clean latent that a network's ``output`` at ``x_t`` stands for, ``(B, C, h, w)``."""
     match prediction:

@@ -18,7 +18,7 @@ from decant.losses.output import huber, mse
 from decant.losses.term import Term
 from decant.maths import timesteps
 from decant.maths.guidance import guide
-from decant.maths.prediction import target
+from decant.maths.prediction import Prediction, converted, target
 from decant.maths.ramp import Ramp, ever, value_at
 from decant.maths.weights import min_snr
 from decant.models.families.family import Family
@@ -52,8 +52,9 @@ class Knobs:
     min_snr_gamma: weighs task and output by min-SNR, and the features too with feature_snr. caption_dropout: the share
     of samples trained without their caption. guidance_scale: of the output term's teacher, None for the plain one; two
     numbers: drawn for each sample between them. timesteps: see `Timesteps`. steps: of the whole run, for what follows
-    it. switches: with several teachers, the steps at which the second, third, ... takes over. ema: decay of the
-    student's average, None for none.
+    it. switches: with several teachers, the steps at which the second, third, ... takes over. prediction: what the
+    student answers, None for the same as the teacher; where it is another, the teacher's answer is converted. ema:
+    decay of the student's average, None for none.
     """
 
     task: float | Ramp = 1.0
@@ -68,6 +69,7 @@ class Knobs:
     timesteps: Timesteps = Timesteps()
     steps: int = 1
     switches: tuple[int, ...] = ()
+    prediction: Prediction | None = None
     ema: float | None = None
 
     def progress(self, step: int) -> float:
@@ -133,7 +135,7 @@ class KD:
         weight = self._weight(t)
         terms = [Term("task", mse(output, goal), value_at(knobs.task, progress) * weight)] if ever(knobs.task) else []
         if taught is not None and ever(knobs.output):
-            apart = _distance(knobs.output_distance)(output, taught)
+            apart = _distance(knobs.output_distance)(output, self._as_the_student(taught, x_t, t))
             terms.append(Term("output", apart, value_at(knobs.output, progress) * weight))
         return terms + self._feature_terms(features, inside, weight, value_at(knobs.feature, progress))
 
@@ -186,8 +188,17 @@ class KD:
         noise = draw.normal("noise", shape).to(device)
         t = self._timesteps(draw.uniform("timestep"), progress).to(device)
         alpha, sigma = self.family.schedule.at(t, x_0.ndim)
-        goal = target(self.family.prediction, x_0, noise, alpha, sigma)
+        goal = target(self.prediction, x_0, noise, alpha, sigma)
         return self.family.corrupt(x_0, noise, t), t, goal
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the student answers."""
+        return self.knobs.prediction or self.family.prediction
+
+    def _as_the_student(self, taught: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.family.schedule.at(t, x_t.ndim)
+        return converted(self.family.prediction, self.prediction, taught, x_t, alpha, sigma)
 
     def _timesteps(self, u: Tensor, progress: float) -> Tensor:
         how, total = self.knobs.timesteps, len(self.family.schedule.alpha)
@@ -215,7 +226,7 @@ class KD:
     def _weight(self, t: Tensor) -> float | Tensor:
         if self.knobs.min_snr_gamma is None:
             return 1.0
-        return min_snr(self.family.prediction, self.family.schedule.snr(t), self.knobs.min_snr_gamma)
+        return min_snr(self.prediction, self.family.schedule.snr(t), self.knobs.min_snr_gamma)
 
     def _run(self, net: nn.Module, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, dict[str, Tensor]]:
         answer = self.family.denoise(net, x_t, t, condition)

@@ -1,7 +1,6 @@
 """Inception's features by torchmetrics, where its weights are on this machine; nothing is fetched."""
 
 import importlib.util
-import pickle
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from decant.errors import refuse
+from decant.metrics.weights import check_weights
 
 NAME = "Inception v3"
 _FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -27,7 +27,7 @@ def inception() -> NoTrainInceptionV3:
     file = Path(torch.hub.get_dir()) / "checkpoints" / _FILE
     if not file.is_file():
         raise refuse("Inception", f"no {file.name}", allowed="its weights", hint=f"save {_URL} in {file.parent}")
-    _check_weights(file)
+    check_weights("Inception", file)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file))
 
 
@@ -35,14 +35,3 @@ def inception() -> NoTrainInceptionV3:
 def inception_features(network: NoTrainInceptionV3, pictures: Tensor, chunk: int = 16) -> Tensor:
     """Features (n, 2048) of uint8 pictures (n, 3, H, W), brought to 299 x 299 by the network itself."""
     return torch.cat([network(part) for part in pictures.split(chunk)])
-
-
-def _check_weights(file: Path) -> None:
-    """The network opens its file as any pickle: only one that holds weights and nothing else gets so far."""
-    try:
-        torch.load(file, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        hint = "save the file again from where it came"
-        raise refuse(
-            "Inception", f"{file.name} is damaged, or more than weights", allowed="weights", hint=hint
-        ) from error

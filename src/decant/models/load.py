@@ -18,6 +18,7 @@ from torch import nn
 
 from decant.errors import UserError, nearest, refuse
 from decant.hub import why_away
+from decant.maths.prediction import Prediction
 from decant.models.guard import first_line, read_header, read_json
 from decant.models.layout import (
     INDEX,
@@ -92,9 +93,15 @@ def cast(pipeline: Pipeline, dtype: torch.dtype) -> Pipeline:
     return pipeline
 
 
-def with_unet(pipeline: Pipeline, unet: nn.Module) -> Pipeline:
-    """The same pipeline around another UNet; all other components are shared, not copied."""
-    return rebuilt(pipeline, unet=unet)
+def with_unet(pipeline: Pipeline, unet: nn.Module, prediction: Prediction | None = None) -> Pipeline:
+    """The same pipeline around another UNet; all other components are shared, not copied.
+
+    ``prediction``: what that UNet answers, where it is not what the pipeline's own does; the scheduler says it then.
+    """
+    scheduler = pipeline.scheduler
+    if prediction is None or prediction == scheduler.config["prediction_type"]:
+        return rebuilt(pipeline, unet=unet)
+    return rebuilt(pipeline, unet=unet, scheduler=scheduler.from_config(scheduler.config, prediction_type=prediction))
 
 
 def fingerprint(folder: Path) -> str:

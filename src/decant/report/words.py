@@ -9,7 +9,7 @@ from decant.report.record import Cell, Measured, Model, Report, Score, Spread
 MAIN = "scene_accuracy"
 AGREEMENT = "agreement_with_teacher"
 _FEW = 30  # pictures; below, an interval is wider than most differences between students
-_SHORT = {word: word.upper() for word in ("fid", "kid", "lpips", "mse")}
+_SHORT = {word: word.upper() for word in ("clip", "fid", "kid", "lpips", "mse")}
 _PARTS = {"text": "Text encoder", "unet": "One UNet call", "decode": "VAE decode"}
 _THIN = "\u202f"  # between a number and its unit, where no line may break
 

@@ -30,7 +30,7 @@ def run(settings: Adopt, inputs: Inputs, out: Path) -> dict[str, Any]:
     fitted = fit(dict(finished.unet.config), finished.unet.state_dict(), teacher, inputs.seed)
     name, surgery_map = _known(settings.model, teacher) or published_map(fitted.config, teacher) or ("adopted", None)
     unet = build(Surgery(fitted.config, fitted.weights, surgery_map or SurgeryMap({})))
-    save(cast(with_unet(pipeline, unet), stored_dtype(inputs.source)), out)
+    save(cast(with_unet(pipeline, unet, family_of(finished).prediction), stored_dtype(inputs.source)), out)
     inputs.talk(f"{settings.model}: {'; '.join(fitted.changes)}")
     if surgery_map is None:
         inputs.talk("its layout is no published student's: features cannot be paired, set feature=0")

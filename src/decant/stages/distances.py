@@ -1,4 +1,4 @@
-"""FID and KID of every model's pictures: by whose features, against which pictures, and what is left out and why."""
+"""FID, KID and the like of every model's pictures: by whose features, to which pictures; what is left out and why."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from decant.scenes.classifier.network import features, shipped
 from decant.scenes.render import render
 from decant.scenes.world import draw_scene
 from decant.stages.asked import Asked
+from decant.stages.looks import Looks, looks
 from decant.stages.scoring import Drawn, Figure, number
 
 Network = Literal["scenes_classifier", "inception"]
@@ -58,17 +59,19 @@ class Distances:
     networks: Mapping[Network, Callable[[Tensor], Tensor]]
     comparisons: tuple[Comparison, ...]
     teacher: Mapping[str, Measured]
+    looks: Looks
     left_out: tuple[LeftOut, ...]
 
     def figures(self, drawn: Drawn, *, teacher: bool = False) -> dict[str, Figure]:
         """Every distance of a model's pictures, with its interval and the difference to the teacher's."""
         own = self.teacher if teacher else _measure(self.comparisons, self.networks, drawn)
         n = len(drawn.pictures)
-        return {
+        found = {
             c.key: _figure(c, own[c.key], None if teacher else self.teacher[c.key], n)
             for c in self.comparisons
             if not (teacher and c.key.endswith("_to_teacher"))
         }
+        return found | self.looks.figures(drawn, teacher=teacher)
 
 
 def distances(asked: Asked, teacher: Drawn) -> Distances:
@@ -95,7 +98,9 @@ def distances(asked: Asked, teacher: Drawn) -> Distances:
                 left_out.append(_left_out(key, error))
             else:
                 found.append(Comparison(key, network, distance, reference, told, floor))
-    return Distances(networks, tuple(found), _measure(found, networks, teacher), tuple(left_out))
+    seen = looks(asked.captions, teacher)
+    left_out += [_left_out(key, error) for key, error in seen.left_out]
+    return Distances(networks, tuple(found), _measure(found, networks, teacher), seen, tuple(left_out))
 
 
 def _networks(teacher: Drawn) -> tuple[dict[Network, Callable[[Tensor], Tensor]], list[LeftOut]]:

@@ -20,7 +20,7 @@ from decant.methods.kd import KD
 from decant.models.device import pick
 from decant.models.generate import generate
 from decant.models.layout import Pipeline
-from decant.models.load import cast, load, save, stored_dtype, with_unet
+from decant.models.load import cast, load, save, stored_dtype
 from decant.models.projection import Projected
 from decant.models.taps import Tapped
 from decant.ranks import Ranks
@@ -81,7 +81,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     inputs.talk(f"held-out output error to the teacher: {before:.5f} cut, {after:.5f} distilled")
     if not ranks.first:
         return {}
-    save(cast(with_unet(players.teacher, players.student), stored), out)
+    save(cast(players.drawing_with(players.student), stored), out)
     return {
         "family": players.family.name,
         **_record(inputs, captioned, {"used": train.n, "held_out": held.n, "captions_cut": cut}, (train, held)),
@@ -200,7 +200,8 @@ class _Proof:
         teacher.to(self.device)
         student.to(self.device)
         family = self.players.family
-        return output_error(family, student, teacher, self.held, self.seed, self.at_once, self.ranks).mean
+        says = self.players.prediction
+        return output_error(family, student, teacher, self.held, self.seed, self.at_once, says, self.ranks).mean
 
 
 def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, players: Players) -> Curve:

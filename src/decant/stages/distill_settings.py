@@ -75,6 +75,9 @@ class Distill(Settings):
         None, gt=0, description="weigh task and output by min-SNR with this gamma; null: all timesteps alike"
     )
     feature_snr: bool = Field(False, description="weigh the features by min-SNR too")
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = Field(
+        None, description="what the student learns to answer; null: what its folder's scheduler says it does"
+    )
     timesteps: TimestepSettings = Field(default=TimestepSettings(), description="where they are drawn")
     caption_dropout: Number = Field(
         0.0, description="part of the pictures trained without their caption, so that guidance keeps working"

@@ -94,8 +94,9 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     if not inputs.ranks.first:
         return {}
     left_out = [*_unread(ask, teacher), *(apart.left_out if apart else ())]
-    for item in left_out:
-        inputs.talk(f"{item['score']} left out: {item['reason']}; {item['hint']}")
+    if left_out:
+        told_out = "; ".join(f"{item['score']} ({item['reason']}; {item['hint']})" for item in left_out)
+        inputs.talk(f"left out: {told_out}")
     measured = bench(models, _how(settings), inputs.talk)
     return {
         "machine": machine(),
@@ -158,7 +159,10 @@ class _Proof:
         return cls(family, teacher.unet, held, inputs.seed, inputs.ranks)
 
     def scores(self, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-        error = output_error(self.family, pipeline.unet, self.teacher, self.held, self.seed, ranks=self.ranks)
+        says = family_of(pipeline).prediction
+        error = output_error(
+            self.family, pipeline.unet, self.teacher, self.held, self.seed, prediction=says, ranks=self.ranks
+        )
         return {"output_error": number(bootstrap_mean(error.by_picture.tolist()))}
 
 

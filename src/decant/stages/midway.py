@@ -13,7 +13,7 @@ from torch import nn
 
 from decant.models.generate import generate
 from decant.models.layout import Pipeline
-from decant.models.load import load, with_unet
+from decant.models.load import load
 from decant.stages.asked import Asked, HeldOut, asked
 from decant.stages.distances import Distances, distances
 from decant.stages.distill_settings import Distill
@@ -37,7 +37,7 @@ def drawing(state: TrainState, players: Players) -> Iterator[Pipeline]:
         student.eval()
         for encoder in sum(players.family.encoders().values(), ()):
             nn.Module.to(encoder, student.device)
-        yield with_unet(players.teacher, student)
+        yield players.drawing_with(student)
         student.train()
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.errors import refuse
+from decant.maths.prediction import Prediction
 from decant.methods.kd import KD, Knobs, Timesteps
 from decant.models.families.family import Family
 from decant.models.families.of import family_of
 from decant.models.layout import Pipeline
-from decant.models.load import load
+from decant.models.load import load, with_unet
 from decant.models.projection import Projection
 from decant.models.surgery.features import feature_widths, kept_channels, pairs_of
 from decant.models.surgery.surgery import SurgeryMap
@@ -28,25 +29,37 @@ _TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_emb
 
 @dataclass(frozen=True)
 class Players:
-    """What a run is made of, opened, and the captions of its sample pictures."""
+    """What a run is made of, opened, and the captions of its sample pictures. prediction: what the student answers."""
 
     teacher: Pipeline
     student: UNet2DConditionModel
     family: Family
     captions: tuple[str, ...]
+    prediction: Prediction
     next_teachers: tuple[UNet2DConditionModel, ...] = ()
+
+    def drawing_with(self, student: UNet2DConditionModel) -> Pipeline:
+        """The teacher's pipeline around the student."""
+        return with_unet(self.teacher, student, self.prediction)
 
 
 def open_players(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -> Players:
+    """Teachers and student from their folders, with a LoRA's layers and checkpointing where they are asked for.
+
+    Raises:
+        UserError: a network that cannot take the teacher's latents and conditions, or a later teacher of another kind.
+    """
     teacher = load(inputs.teacher)
-    student = load(inputs.source).unet
+    cut = load(inputs.source)
+    student = cut.unet
     _check_told(student, teacher, f"student {inputs.source}", "cut the student from this teacher")
     if settings.lora is not None:
         add_lora(student, settings.lora, inputs.seed)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     others = tuple(_next_teacher(each.teacher, teacher, inputs) for each in settings.next_teachers)
-    return Players(teacher, student, family_of(teacher), captions, others)
+    prediction = settings.prediction or family_of(cut).prediction
+    return Players(teacher, student, family_of(teacher), captions, prediction, others)
 
 
 def _next_teacher(source: str, first: Pipeline, inputs: Inputs) -> UNet2DConditionModel:
@@ -76,6 +89,8 @@ def _check_told(unet: UNet2DConditionModel, teacher: Pipeline, place: str, hint:
 
 
 def method_of(settings: Distill, inputs: Inputs, players: Players) -> KD:
+    """The method that the settings ask for, between the players."""
+    settings = settings.model_copy(update={"prediction": players.prediction})
     pairs, projections = _paired(settings, inputs, players) if any(values_of(settings.feature)) else ({}, {})
     teachers = [players.teacher.unet, *players.next_teachers]
     return method_between(settings, players.family, players.student, teachers, pairs, projections)
@@ -105,6 +120,7 @@ def method_between(
         timesteps=Timesteps(how.kind, followed(how.count), how.mean, how.std),
         steps=settings.steps,
         switches=tuple(round(each.at * settings.steps) for each in settings.next_teachers),
+        prediction=settings.prediction,
         ema=settings.ema,
     )
     trained = is_lora if settings.lora is not None else lambda name: True

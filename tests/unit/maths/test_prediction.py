@@ -4,11 +4,12 @@ from typing import get_args
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decant.maths.prediction import Prediction, target, to_epsilon, to_x_0
+from decant.maths.prediction import Prediction, converted, target, to_epsilon, to_x_0
 
 LEVELS = st.floats(0.05, 1.0)
 KINDS = st.sampled_from(get_args(Prediction))
@@ -51,3 +52,26 @@ def test_levels_broadcast_per_sample(kind: Prediction) -> None:
     whole = target(kind, x_0, noise, alpha, sigma)
     for i in range(3):
         torch.testing.assert_close(whole[i], target(kind, x_0[i], noise[i], alpha[i], sigma[i]))
+
+
+@given(KINDS, KINDS, LEVELS, LEVELS, st.integers(0, 1000))
+def test_a_converted_answer_says_the_same(
+    given_kind: Prediction, wanted: Prediction, alpha: float, sigma: float, seed: int
+) -> None:
+    answer, x_t = pair(seed)
+    a, s = torch.tensor(alpha, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64)
+    other = converted(given_kind, wanted, answer, x_t, a, s)
+    torch.testing.assert_close(to_x_0(wanted, other, x_t, a, s), to_x_0(given_kind, answer, x_t, a, s))
+    torch.testing.assert_close(converted(wanted, given_kind, other, x_t, a, s), answer)
+
+
+def test_a_velocity_is_the_one_of_diffusers() -> None:
+    """What epsilon says, as v: diffusers' get_velocity of the x_0 and the noise that it stands for."""
+    scheduler = DDPMScheduler()
+    x_t, epsilon = (part.float() for part in pair(3))
+    t = torch.tensor([20, 500, 900])
+    kept = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
+    found = converted("epsilon", "v_prediction", epsilon, x_t, alpha, sigma)
+    x_0 = (x_t - sigma * epsilon) / alpha
+    torch.testing.assert_close(found, scheduler.get_velocity(x_0, epsilon, t))

@@ -338,3 +338,23 @@ def test_the_student_learns_and_the_teacher_does_not(precision: Any) -> None:
 
 def plain_weights(net: nn.Module) -> Mapping[str, Tensor]:
     return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_a_student_may_answer_v_where_its_teacher_answers_epsilon(gamma: float | None) -> None:
+    """A student that says as v what its teacher says as epsilon is not apart from it, and is weighed as one of v."""
+    knobs = Knobs(output=1.0, feature=0.0, prediction="v_prediction", min_snr_gamma=gamma)
+    student, teacher = unet(2, 1), unet(2, 1)
+    seen, kept = batch(), scheduler().alphas_cumprod
+
+    def as_v(net: nn.Module, args: tuple[Tensor, Tensor], output: Any) -> Any:
+        alpha, sigma = kept[args[1]].sqrt().view(-1, 1, 1, 1), (1 - kept[args[1]]).sqrt().view(-1, 1, 1, 1)
+        return replace(output, sample=(output.sample - sigma * args[0]) / alpha)
+
+    plain_answer = terms(KD.of(family(), student, teacher, {}, knobs), seen)
+    student.register_forward_hook(as_v)
+    found = terms(KD.of(family(), student, teacher, {}, knobs), seen)
+    assert plain_answer["output"].value.min() > 1e-2 and found["output"].value.abs().max() < 1e-5
+    like_v = terms(KD.of(family("v_prediction"), student, teacher, {}, replace(knobs, prediction=None)), seen)
+    torch.testing.assert_close(found["task"].value, like_v["task"].value)
+    torch.testing.assert_close(torch.as_tensor(found["task"].weight), torch.as_tensor(like_v["task"].weight))
