@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from decant.errors import refuse
-from decant.metrics.weights import check_weights
+from decant.pickles import check_weights
 
 NAME = "Inception v3"
 _FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from decant.errors import refuse
-from decant.metrics.weights import check_weights
+from decant.pickles import check_weights
 
 NAME = "LPIPS (AlexNet)"
 _FILE = "alexnet-owt-7be5be79.pth"
