@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from decant.cli.memory import give_back_freed_memory
 from decant.data.source import Data
 from decant.errors import refuse
 from decant.models.device import Device, pick
@@ -114,6 +115,7 @@ def _fitted(recipe: Recipe, teacher: str, fit: str | None, talk: Talk) -> Recipe
     from decant.stages.fit import megabytes
 
     limit_mb = megabytes(fit)
+    give_back_freed_memory()
     return here().on_first(lambda: fitted(recipe, STAGES, teacher, limit_mb, talk))
 
 
@@ -130,6 +132,7 @@ def fit_one(settings: Mapping[str, Any], student: str, teacher: str, fit: str | 
     from decant.stages.stage import validate
 
     limit_mb = megabytes(fit)
+    give_back_freed_memory()
     checked = validate(Distill, settings, "distill")
     mine, theirs = (dict(skeleton(unet_config(model)).config) for model in (student, teacher))
     pair = Pair(mine, theirs, surgery_map_of(student), condition_tokens(teacher))

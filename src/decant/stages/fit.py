@@ -16,11 +16,11 @@ from torch import nn
 from decant.data.batch import Batch
 from decant.errors import refuse
 from decant.methods.kd import KD
-from decant.models.cost import latent_of
+from decant.models.cost import latent_of, parameters
 from decant.models.families.of import bare_family
 from decant.models.families.unet import blank, forward
 from decant.models.projection import Projection
-from decant.models.surgery.surgery import SurgeryMap
+from decant.models.surgery.surgery import SurgeryMap, skeleton
 from decant.stages.distill import precision_of, proof_batch, run_settings
 from decant.stages.distill_settings import Distill, values_of
 from decant.stages.players import method_between, pairs_between
@@ -81,17 +81,23 @@ def fit(settings: Distill, pair: Pair, limit_mb: float, talk: Callable[[str], No
     if settings.lora is not None:
         hint = "a LoRA has few gradients and moments: gradient_checkpointing=true and a smaller batch_size save most"
         raise refuse("--fit", "with distill.lora", allowed="a distillation of all weights", hint=hint)
-    peaks = Peaks(pair)
-    smallest: tuple[float, dict[str, Any]] = (float("inf"), {})
-    for rung in ladder(settings):
+    peaks, rungs = Peaks(pair), ladder(settings)
+    for rung in rungs:
         chosen = settings.model_copy(update=rung.changes)
-        roughly = peaks.roughly_mb(chosen)
-        if roughly <= limit_mb and (peak := peaks.mb(chosen)) <= limit_mb:
+        if peaks.roughly_mb(chosen, limit_mb) <= limit_mb and (peak := peaks.mb(chosen)) <= limit_mb:
             talk(f"fits into {limit_mb:,.0f} MB: {told(rung.changes)}; predicted peak {peak:,.0f} MB")
             return Fit(rung.changes, peak)
-        smallest = min(smallest, (roughly, rung.changes), key=lambda each: each[0])
-    peak = peaks.mb(settings.model_copy(update=smallest[1]))
-    hint = f"--fit {peak / 1e3 + 0.05:.1f}GB takes {told(smallest[1])}; or a smaller student, or --set size"
+    possible = [settings.model_copy(update=rung.changes) for rung in rungs]
+    fewest = min(each.batch_size for each in possible)
+    peak, changes = min(
+        (
+            (peaks.mb(each), rung.changes)
+            for each, rung in zip(possible, rungs, strict=True)
+            if each.batch_size == fewest
+        ),
+        key=lambda found: found[0],
+    )
+    hint = f"--fit {peak / 1e3 + 0.05:.1f}GB takes {told(changes)}; or a smaller student, or --set size"
     raise refuse("--fit", f"{limit_mb:,.0f} MB", allowed=f"at least {peak:,.0f} MB for this student", hint=hint)
 
 
@@ -123,17 +129,29 @@ class Peaks:
         """In MB: the larger of the updates' and of the proof's before and after."""
         return max(self.updates_mb(settings), self.proof_mb(settings))
 
-    def roughly_mb(self, settings: Distill) -> float:
+    def roughly_mb(self, settings: Distill, limit_mb: float = float("inf")) -> float:
         """At least so much, of a straight line over the batch size through the updates of one and of two pictures.
 
-        What is largest changes with the batch, from moments to activations, so that the line bends upwards.
+        What is largest changes with the batch, from moments to activations, so that the line bends upwards. Where one
+        picture takes more than ``limit_mb``, two are not looked at.
         """
-        alike = {"accumulation": min(settings.accumulation, 2)}
-        one, two = (self.updates_mb(settings.model_copy(update={**alike, "batch_size": n})) for n in (1, 2))
-        return max(one + (two - one) * (settings.batch_size - 1), self.proof_mb(settings))
+        one = self._alike_mb(settings, 1)
+        if settings.batch_size == 1 or one > limit_mb:
+            return one
+        line = one + (self._alike_mb(settings, 2) - one) * (settings.batch_size - 1)
+        return line if line > limit_mb else max(line, self.proof_mb(settings))
+
+    def _alike_mb(self, settings: Distill, batch_size: int) -> float:
+        """At least what updates in batches of ``batch_size`` hold; found for several batches in an update."""
+        single = settings.accumulation == 1
+        if settings.optimizer_in_backward or (single and settings.projection):
+            return self.updates_mb(settings.model_copy(update={"batch_size": batch_size}))
+        found = self.updates_mb(settings.model_copy(update={"batch_size": batch_size, "accumulation": 2}))
+        gradients = parameters(skeleton(self.pair.student)) * (2 if settings.weights == "bf16" else 4)
+        return found - gradients / _MB if single else found  # in the first batch there are none yet
 
     def updates_mb(self, settings: Distill) -> float:
-        """Two updates, which hold networks, gradients, moments, averages and activations."""
+        """Of updates, which hold networks, gradients, moments, averages and activations."""
         settings = settings.model_copy(update={"compile": False, "accumulation": min(settings.accumulation, 2)})
         make = method_maker(settings, self.pair)
 

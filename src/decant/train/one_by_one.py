@@ -97,7 +97,7 @@ class OneByOne:
         parameter.grad = None
         if master is not parameter:
             master.data = parameter.detach().float().contiguous()
-        master.grad = gradient if shrink is None else gradient / shrink
+        master.grad = gradient if shrink is None else gradient.div_(shrink)
         _set_lr(optimizer, self._lr)
         with _eager_on_cpu(parameter.device):
             optimizer.step()

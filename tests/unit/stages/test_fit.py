@@ -136,37 +136,51 @@ def test_bk_tiny_of_sd_15_at_512_px_takes_less_than_6_gb() -> None:
 
 
 CHILD = """
-import json, sys, torch
+import gc, json, multiprocessing, sys, psutil, torch
 from decant.bench.timer import peak_memory_mb
+from decant.cli.memory import give_back_freed_memory
 from decant.stages.distill import run_settings
 from decant.stages.distill_settings import Distill
 from decant.stages.fit import Pair, blank_batch, method_maker
 from decant.train.loop import loop
 from decant.train.state import TrainState
-import psutil
+
+def train(given, **changes):
+    settings = Distill.model_validate({**given[1], **changes})
+    pair = Pair(given[0], given[0], None, 16)
+    method = method_maker(settings, pair)()
+    state = TrainState.start(method, run_settings(settings, 0), device="cpu")
+    for _ in loop(method, lambda step: [blank_batch(settings, pair)], state):
+        pass
+
+def measured(given):
+    give_back_freed_memory()
+    train(given, size=16, batch_size=1)  # every library's code and tables are there now
+    gc.collect()
+    before = psutil.Process().memory_info().rss / 1e6
+    train(given)
+    print(json.dumps(peak_memory_mb().process_mb - before), flush=True)
+
 torch.set_num_threads(1)
-student, teacher, settings = json.load(sys.stdin)
-settings = Distill.model_validate(settings)
-pair = Pair(student, teacher, None, 16)
-before = psutil.Process().memory_info().rss / 1e6
-method = method_maker(settings, pair)()
-state = TrainState.start(method, run_settings(settings, 0), device="cpu")
-for _ in loop(method, lambda step: [blank_batch(settings, pair)], state):
-    pass
-print(json.dumps(peak_memory_mb().process_mb - before))
+for given in json.load(sys.stdin):
+    process = multiprocessing.get_context("fork").Process(target=measured, args=(given,))
+    process.start()
+    process.join()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "optimizer": "adamw8bit"}], ids=str)
-def test_a_real_process_takes_what_was_predicted(changes: dict[str, Any]) -> None:
-    """A mid-size network on a CPU: what the process grows by, within 20 % of the prediction."""
-    full = config(128, 2)
-    asked = {"steps": 2, "batch_size": 4, "size": 256, "feature": 0, "device": "cpu", **changes}
-    predicted = Peaks(Pair(full, full, None, 16)).updates_mb(Distill.model_validate(asked))
-    given = json.dumps([full, full, asked], default=list)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process may keep what it freed")
+def test_a_real_process_takes_what_was_predicted() -> None:
+    """A mid-size network on a CPU: what training adds to a process, within 3 % of the prediction."""
+    full = config(128, 1)
+    plain = {"steps": 2, "batch_size": 4, "size": 128, "feature": 0, "device": "cpu"}
+    each = [plain, {**plain, "gradient_checkpointing": True, "optimizer": "adamw8bit"}]
+    peaks = Peaks(Pair(full, full, None, 16))
+    predicted = [peaks.updates_mb(Distill.model_validate(asked)) for asked in each]
+    given = json.dumps([[full, asked] for asked in each], default=list)
     done = subprocess.run([sys.executable, "-c", CHILD], input=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout)
-    print(f"predicted {predicted:.0f} MB, measured {measured:.0f} MB")
-    assert predicted == pytest.approx(measured, rel=0.2)
+    measured = [float(line) for line in done.stdout.split()]
+    print(f"predicted {predicted}, measured {measured} MB")
+    assert predicted == pytest.approx(measured, rel=0.03), done.stderr
