@@ -87,12 +87,14 @@ def page(asked: argparse.Namespace) -> str:
             f"Written by `{command} --update {asked.update} --fit {asked.fit} --page docs/memory.md`, torch "
             f"{torch.__version__}.",
             "",
-            f"Teacher {asked.teacher}, student {asked.student}, {asked.size} px, {asked.update} pictures an update; ",
+            f"Teacher {asked.teacher}, student {asked.student}, {asked.size} px, {asked.update} pictures an update;",
             "task, output and block feature terms, gradient clipped, no average. Tensors without numbers are made,",
             "kept and freed as in training, and counted in bytes: networks, gradients, moments, activations. A GPU's",
             "own libraries and fragments come on top; on a CPU the process and the encoders.",
             "",
-            f"`--fit {asked.fit}` {said[0]}. Its updates hold {counted / 1e3:.2f} GB at most by decant's count and "
+            f"`--fit {asked.fit}` says: {said[0]}.",
+            "",
+            f"Its updates hold {counted / 1e3:.2f} GB at most by decant's count and "
             f"{tracked / 1e3:.2f} GB by torch's MemTracker; student and teacher in float32, called on held-out",
             f"pictures before and after, {proof / 1e3:.2f} GB.",
             "",

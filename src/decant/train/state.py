@@ -27,8 +27,9 @@ Precision = Literal["no", "fp16", "bf16"]
 Weights = Literal["float32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 # A player rests while another learns: some parameters then get no gradient. And so the buckets of gradients stay as
-# they are: made anew after the first step, they would make a resumed run's sums differ in their last digits.
-_DDP = DistributedDataParallelKwargs(find_unused_parameters=True)
+# they are: made anew after the first step, they would make a resumed run's sums differ in their last digits. Gradients
+# lie in the buckets: apart, they would be held twice.
+_DDP = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

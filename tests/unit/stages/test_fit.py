@@ -11,12 +11,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from decant.errors import UserError
 from decant.models.surgery.surgery import skeleton
 from decant.stages.distill import run_settings
 from decant.stages.distill_settings import Distill
-from decant.stages.fit import Pair, Peaks, fit, ladder, megabytes
+from decant.stages.fit import Pair, Peaks, blank_batch, fit, ladder, megabytes, method_maker
+from decant.train.rehearsal import Held, _advance, _Alone, _gradient
+from decant.train.state import TrainState
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "memory.py"
 SMALL = Distill(batch_size=8, device="cpu", size=128, feature=0)
@@ -72,6 +76,22 @@ def test_the_count_is_that_of_torch_s_tracker(changes: dict[str, Any]) -> None:
     pair, peaks = small()
     settings = SMALL.model_copy(update=changes)
     assert peaks.updates_mb(settings) == pytest.approx(example().tracked_mb(settings, pair), rel=0.02)
+
+
+def test_one_rehearsed_update_holds_what_two_real_ones_do() -> None:
+    """Every batch and every step of two updates made, though on tensors without numbers."""
+    pair, peaks = small()
+    settings = SMALL.model_copy(update=LEAN | {"batch_size": 2, "accumulation": 2})
+    run, make = run_settings(settings, 0), method_maker(settings, pair)
+    with FakeTensorMode(allow_non_fake_inputs=True), Held() as held:
+        method, alone = make(), _Alone(torch.device("cpu"), run)
+        state = TrainState(method, run, alone, {})
+        for _ in range(2):
+            state.focus("student")
+            for _ in range(settings.accumulation):
+                _gradient(method, state, "student", blank_batch(settings, pair))
+            _advance(state, "student")
+    assert peaks.updates_mb(settings) == pytest.approx(held.peak / 1e6, rel=0.01)
 
 
 def test_the_line_over_the_batch_size_never_lies_above_the_count() -> None:
