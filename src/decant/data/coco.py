@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from decant.data.captioned import Captioned, Entry, Watch, caption_problem, gather, unwatched
-from decant.data.folder import METADATA, data_fingerprint, missing, outside
+from decant.data.folder import METADATA, contents, data_fingerprint, missing, outside
 from decant.errors import refuse
 
 _TRIED = 64
@@ -77,11 +77,9 @@ def first_character(file: Path) -> str:
 
 def read_json(file: Path) -> Any:
     """A JSON document. Raises ``UserError`` where it is none."""
+    content = contents(file)
     try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        hint = "check its permissions"
-        raise refuse(f"data {file}", error.strerror, allowed="a file that can be read", hint=hint) from None
+        return json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         value = f"no JSON in UTF-8 ({error})"
         raise refuse(f"data {file}", value, allowed="one JSON document", hint="was it cut off? copy it again") from None

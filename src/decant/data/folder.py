@@ -116,8 +116,13 @@ def _jsonl_layout(file: Path) -> Iterator[Entry]:
 
 
 def _lines(file: Path) -> list[bytes]:
+    return contents(file).removeprefix(b"\xef\xbb\xbf").splitlines()
+
+
+def contents(file: Path) -> bytes:
+    """All of a file that lists pictures. Raises ``UserError`` where it cannot be read."""
     try:
-        return file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+        return file.read_bytes()
     except OSError as error:
         hint = "check its permissions"
         raise refuse(f"data {file}", error.strerror, allowed="a file that can be read", hint=hint) from None

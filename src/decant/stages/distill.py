@@ -64,9 +64,9 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     train, held = _encode(players, settings, inputs, device, train_part, held_part.first(settings.held_out_most))
     proof = _Proof(players, held, inputs.seed, device, ranks, proof_batch(settings))
     before = proof.measure(players.student)
-    curve = _train(method, train, settings, inputs, players)
-    ranks.meet()  # what the first rank has evaluated on the way is written
     midway = Midway(settings, inputs, players)
+    curve = _train(method, train, settings, inputs, midway)
+    ranks.meet()  # what the first rank has evaluated on the way is written
     best = midway.take_best(players.student)
     if precision_of(settings) != "no" or settings.teacher_precision:  # the trainer has cast the teacher
         players.teacher.register_modules(unet=load(inputs.teacher).unet)
@@ -204,7 +204,7 @@ class _Proof:
         return output_error(family, student, teacher, self.held, self.seed, self.at_once, says, self.ranks).mean
 
 
-def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, players: Players) -> Curve:
+def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, midway: Midway) -> Curve:
     """Train the student to its end, and leave nothing of the training but that; gives the curve."""
     state = TrainState.start(
         method, run_settings(settings, inputs.seed), device=settings.device, trackers=settings.trackers,
@@ -218,7 +218,6 @@ def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, players
         mine = inputs.ranks.part(stream(inputs.seed, step, most * settings.accumulation, data.n))
         return [data.batch(tuple(mine[start : start + most])) for start in range(0, len(mine), most)]
 
-    midway = Midway(settings, inputs, players)
     if state.resume(inputs.work):
         inputs.talk(f"goes on from the checkpoint of step {state.step}")
     log = Curve(inputs.work / "losses.jsonl" if inputs.ranks.first else None, state.step, settings.steps)
@@ -231,7 +230,7 @@ def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, players
             if not inputs.ranks.first:
                 continue
             if settings.sample_every and step.step % settings.sample_every == 0:
-                _sample(state, settings, inputs, players)
+                _sample(state, settings, inputs, midway.players)
             if settings.evaluate_every and step.step % settings.evaluate_every == 0:
                 midway.at(state)
     _finish(method, state)

@@ -31,6 +31,11 @@ class LoraSettings(BaseModel):
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="ends of the modules' names"
     )
 
+    @property
+    def numerator(self) -> float:
+        """Alpha, where it is not set the rank: the product is added times this, divided by the rank."""
+        return float(self.rank if self.alpha is None else self.alpha)
+
 
 def add_lora(student: UNet2DConditionModel, settings: LoraSettings, seed: int) -> None:
     """Put the small matrices in; the student answers as before, since one of each pair begins at zero.
@@ -45,8 +50,8 @@ def add_lora(student: UNet2DConditionModel, settings: LoraSettings, seed: int) -
             raise refuse("lora.targets", target, allowed=allowed, hint="such as to_q, to_k, to_v, to_out.0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        alpha = settings.alpha if settings.alpha is not None else settings.rank
-        config: Any = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))  # type: ignore[arg-type]
+        alpha: Any = settings.numerator  # typed as a whole number there; fractions work
+        config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
         student.add_adapter(config, adapter_name=_ADAPTER)
 
 
@@ -57,7 +62,7 @@ def is_lora(name: str) -> bool:
 
 def write_lora(student: UNet2DConditionModel, settings: LoraSettings, out: Path) -> dict[str, Any]:
     """Write the LoRA alone, with diffusers' keys and with kohya's; says which files."""
-    alpha = float(settings.alpha if settings.alpha is not None else settings.rank)
+    alpha = settings.numerator
     state = get_peft_model_state_dict(student, adapter_name=_ADAPTER)
     tensors: dict[str, Tensor] = {f"unet.{name}": value.detach().float().contiguous() for name, value in state.items()}
     downs = [name for name in tensors if ".lora_A." in name]

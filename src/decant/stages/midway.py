@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from decant.stages.asked import Asked, HeldOut, asked
 from decant.stages.distances import Distances, distances
 from decant.stages.distill_settings import Distill
 from decant.stages.players import Players
-from decant.stages.scoring import Drawn, scores, told
+from decant.stages.scoring import Drawn, Picture, scores, told
 from decant.stages.stage import Inputs
 from decant.train.state import TrainState
 
@@ -87,7 +88,7 @@ class Midway:
         drawn, (teacher, apart) = Drawn.of(self._draw(pipeline), self._ask), self._teacher
         return scores(drawn, teacher) | apart.figures(drawn, teacher=False)
 
-    def _draw(self, pipeline: Pipeline) -> list[Any]:
+    def _draw(self, pipeline: Pipeline) -> list[Picture]:
         settings = self.settings
         return list(
             generate(
@@ -119,11 +120,11 @@ class Midway:
         return teacher, distances(self._ask, teacher)
 
     @property
-    def _best(self) -> Any:
+    def _best(self) -> Path:
         return self.inputs.work / "best.safetensors"
 
     @property
-    def _log(self) -> Any:
+    def _log(self) -> Path:
         return self.inputs.work / "evaluations.jsonl"
 
 

@@ -74,8 +74,9 @@ def _next_teacher(source: str, first: Pipeline, inputs: Inputs) -> UNet2DConditi
     if family.prediction != before.prediction:
         place, hint = f"next_teachers {source}: prediction", "take a fine-tuned twin of the first teacher"
         raise refuse(place, family.prediction, allowed=f"{before.prediction}, as the first teacher's", hint=hint)
+    firsts = before.made_by()  # digests of whole encoders
     for what, digest in family.made_by().items():
-        if digest != before.made_by()[what]:
+        if digest != firsts[what]:
             inputs.talk(f"{source} was trained with another encoder of {what}: it is told what the first one says")
     return pipeline.unet
 
@@ -89,7 +90,11 @@ def _check_told(unet: UNet2DConditionModel, teacher: Pipeline, place: str, hint:
 
 
 def method_of(settings: Distill, inputs: Inputs, players: Players) -> KD:
-    """The method that the settings ask for, between the players."""
+    """The method that the settings ask for, its features paired by the student's surgery map.
+
+    Raises:
+        UserError: features are asked for and the student has no surgery map, or none fits.
+    """
     settings = settings.model_copy(update={"prediction": players.prediction})
     pairs, projections = _paired(settings, inputs, players) if any(values_of(settings.feature)) else ({}, {})
     teachers = [players.teacher.unet, *players.next_teachers]

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from decant.errors import nearest, refuse
-from decant.models.generate import generate
 from decant.models.load import load, save
-from decant.models.pace import fast_products
 from decant.models.scenes_teacher import (
     assemble,
     new_scheduler,
@@ -31,21 +29,19 @@ from decant.models.scenes_teacher import (
 from decant.models.shipped import shipped_folder
 from decant.scenes.captions import caption
 from decant.scenes.classes import classes
-from decant.scenes.world import draw_scene, scenes
-from decant.stages.pictures import save_strip
+from decant.scenes.world import draw_scene
 from decant.stages.teacher_parts import (
-    Log,
     Part,
     Reader,
     Talk,
-    averaged,
+    Training,
     encoded,
-    one_cycle,
-    paced,
     stratified_timesteps,
     to_unit,
     tokens_of,
+    trained,
     training_pictures,
+    written,
 )
 from decant.stages.teacher_xl import train_xl
 
@@ -121,25 +117,21 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor, l1_weight: float) -> 
 
 def train_vae(part: Part, seed: int, start: Path | None, out: Path, talk: Talk) -> None:
     """One part of the autoencoder's training; writes ``vae/`` with its ``scaling_factor`` measured."""
+    torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(start / "vae") if start else new_vae()
     nn.Module.to(vae, memory_format=torch.channels_last)
-    average = averaged(vae, 0.998)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
     pictures = training_pictures(part.pictures)
-    for step, generator in paced(part, seed):
+
+    def losses(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = pictures[torch.randint(0, len(pictures), (part.batch_size,), generator=generator)]
         x = to_unit(random_crops(chosen, part.crop, generator)).to(memory_format=torch.channels_last)
         side = part.crop // 8
         loss, mse = vae_loss(vae, x, torch.randn(len(x), 4, side, side, generator=generator), part.l1_weight)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(vae)
-        log.step(step, {"loss": loss.item(), "mse": mse.item()})
-    final: Any = average.module.eval()
+        return loss, {"loss": loss, "mse": mse}
+
+    *_, (_, average) = trained(part, seed, Training(vae, optimiser, 0.998, losses), out, talk)
+    final: Any = average.eval()
     with torch.no_grad():
         posterior = final.encode(to_unit(pictures[:512])).latent_dist
         final.register_to_config(scaling_factor=round(1 / float(posterior.mean.std()), 5))
@@ -157,22 +149,17 @@ def train_decoder(part: Part, seed: int, start: Path, out: Path, talk: Talk) -> 
     pictures = training_pictures(part.pictures)
     mean, std = encoded(vae, pictures)
     half = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder}).requires_grad_(True)
-    average = averaged(half, 0.995)
     optimiser = torch.optim.AdamW(half.parameters(), lr=part.learning_rate, betas=(0.9, 0.99), fused=True)
-    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
-    for step, generator in paced(part, seed):
+
+    def losses(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(0, len(pictures), (part.batch_size,), generator=generator)
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
         y = vae.decode(x_0.to(memory_format=torch.channels_last) / vae.config.scaling_factor).sample
         mse = (y - to_unit(pictures[chosen])).square().mean()
-        optimiser.zero_grad()
-        mse.backward()
-        nn.utils.clip_grad_norm_(half.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(half)
-        log.step(step, {"mse": mse.item()})
-    half.load_state_dict(average.module.state_dict())
+        return mse, {"mse": mse}
+
+    *_, (_, average) = trained(part, seed, Training(half, optimiser, 0.995, losses), out, talk)
+    half.load_state_dict(average.state_dict())
     with torch.no_grad():
         before_after(pictures[:8], vae.decode(mean[:8] / vae.config.scaling_factor).sample, out / "samples.png")
     pipeline.save_pretrained(out)
@@ -229,36 +216,23 @@ def train_denoiser(part: Part, seed: int, start: Path, out: Path, talk: Talk) ->
     talk(f"{part.name}  {len(mean)} pictures encoded, latent spread {float(mean.std()):.3f}")
     reader = Reader(net.text_encoder.config.hidden_size)
     asked = torch.tensor([classes(scene) for scene in shown])
-    average = averaged(net, 0.999)
-    trained = [*net.parameters(), *reader.parameters()]
-    optimiser = torch.optim.AdamW(trained, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
+    parameters = [*net.parameters(), *reader.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     alphas_cumprod = new_scheduler().alphas_cumprod
     if part.compile:
         net.compile()
-    for step, generator in paced(part, seed):
+
+    def losses(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(0, len(shown), (part.batch_size,), generator=generator)
         tokens = tokens_of([shown[index] for index in chosen.tolist()], tokenizer, 0.1, generator)
         x_0 = mean[chosen] + std[chosen] * torch.randn(mean[chosen].shape, generator=generator)
-        optimiser.zero_grad()
-        with fast_products():
-            loss, words = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
-            said = (tokens[:, 1] != tokens[:, 2]).nonzero()[:, 0]  # an empty caption asks for nothing
-            read = reader(words[said], asked[chosen[said]])
-            (loss + part.read_weight * read).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(net)
-        log.step(step, {"loss": loss.item(), "read": read.item()})
-        if (step + 1) % 1000 == 0 or step + 1 == (part.stop_at or part.steps):
-            final: Any = average.module.eval()
-            pipeline = assemble(final.unet, vae, final.text_encoder, tokenizer)
-            pipeline.save_pretrained(out)
-            seeds, captions = zip(*((k, caption(s, k)) for k, s in scenes(8, "train")), strict=True)
-            drawn = generate(pipeline, captions, seeds, guidance_scale=4.0)
-            save_strip(list(drawn), out / "samples" / f"step-{step + 1:05d}.png")
-            talk(f"{part.name}  weights of step {step + 1} written")
+        loss, words = denoiser_loss(net, x_0, tokens, alphas_cumprod, generator)
+        said = (tokens[:, 1] != tokens[:, 2]).nonzero()[:, 0]  # an empty caption asks for nothing
+        read = reader(words[said], asked[chosen[said]])
+        return loss + part.read_weight * read, {"loss": loss, "read": read}
+
+    training = Training(net, optimiser, 0.999, losses, tuple(reader.parameters()), fast=True)
+    written(part, training, seed, out, talk, lambda own: assemble(own.unet, vae, own.text_encoder, tokenizer))
 
 
 def train_teacher(out: Path, recipe_file: Path | None, only: Sequence[str], talk: Talk, *, xl: bool = False) -> Path:

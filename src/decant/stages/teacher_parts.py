@@ -4,8 +4,10 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +17,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTokenizer
 
+from decant.models.generate import generate
+from decant.models.layout import Pipeline
+from decant.models.pace import fast_products
 from decant.scenes.captions import caption
 from decant.scenes.classes import CLASSES
 from decant.scenes.render import render
-from decant.scenes.world import Scene, draw_scene
+from decant.scenes.world import Scene, draw_scene, scenes
+from decant.stages.pictures import save_strip
 
 Talk = Callable[[str], None]
 
@@ -51,19 +57,15 @@ def to_unit(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def one_cycle(optimiser: torch.optim.Optimizer, part: Part) -> torch.optim.lr_scheduler.OneCycleLR:
+def _one_cycle(optimiser: torch.optim.Optimizer, part: Part) -> torch.optim.lr_scheduler.OneCycleLR:
     """Cosine up over a twentieth of the steps, cosine down to nothing over the rest."""
     return torch.optim.lr_scheduler.OneCycleLR(
         optimiser, part.learning_rate, total_steps=part.steps + 1, pct_start=0.05, div_factor=25
     )
 
 
-def averaged(module: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a module's weights."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
-def paced(part: Part, seed: int) -> Iterator[tuple[int, torch.Generator]]:
+def _paced(part: Part, seed: int) -> Iterator[tuple[int, torch.Generator]]:
+    """Every step to do now, and the generator that is its only randomness."""
     for step in range(part.stop_at or part.steps):
         yield step, torch.Generator().manual_seed(zlib.crc32(f"{seed} {part.name} {step}".encode()))
 
@@ -110,6 +112,56 @@ def encoded(vae: AutoencoderKL, pictures: Tensor, chunk: int = 64) -> tuple[Tens
 def stratified_timesteps(n: int, total: int, generator: torch.Generator) -> Tensor:
     """One timestep in each of ``n`` equal strata of [0, total): uniform over all, less variance in a batch."""
     return ((torch.arange(n) + torch.rand(n, generator=generator)) * total / n).long()
+
+
+Assembled = Callable[[Any], Pipeline]
+Losses = Callable[[torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one part trains: a module, whose average is kept at ``decay``, and what is dropped afterwards.
+
+    losses: of a step's generator the scalar to minimise, and scalars for the log. fast: with `fast_products`.
+    """
+
+    module: nn.Module
+    optimiser: torch.optim.Optimizer
+    decay: float
+    losses: Losses
+    beside: tuple[nn.Parameter, ...] = ()
+    fast: bool = False
+
+
+def trained(part: Part, seed: int, training: Training, out: Path, talk: Talk) -> Iterator[tuple[int, nn.Module]]:
+    """After every update: (how many there were, the averaged module). Gradients are clipped at norm 1."""
+    module, optimiser = training.module, training.optimiser
+    parameters = [*module.parameters(), *training.beside]
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(training.decay))
+    schedule, log = _one_cycle(optimiser, part), Log(part, out, talk)
+    for step, generator in _paced(part, seed):
+        optimiser.zero_grad()
+        with fast_products() if training.fast else nullcontext():
+            loss, figures = training.losses(generator)
+            loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(module)
+        log.step(step, {name: value.item() for name, value in figures.items()})
+        yield step + 1, average.module
+
+
+def written(part: Part, training: Training, seed: int, out: Path, talk: Talk, assembled: Assembled) -> None:
+    """Train a part of a whole pipeline; writes its folder and what it draws, every thousand updates and at the end."""
+    for step, average in trained(part, seed, training, out, talk):
+        if step % 1000 == 0 or step == (part.stop_at or part.steps):
+            pipeline = assembled(average.eval())
+            pipeline.save_pretrained(out)
+            seeds, captions = zip(*((k, caption(s, k)) for k, s in scenes(8, "train")), strict=True)
+            drawn = generate(pipeline, captions, seeds, guidance_scale=4.0)
+            save_strip(list(drawn), out / "samples" / f"step-{step:05d}.png")
+            talk(f"{part.name}  weights of step {step} written")
 
 
 class Reader(nn.Module):

@@ -8,29 +8,23 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from decant.models.generate import generate
 from decant.models.layout import Pipeline
 from decant.models.load import load
-from decant.models.pace import fast_products
 from decant.models.scenes_teacher import new_scheduler
 from decant.models.scenes_teacher_xl import POOLED, assemble, new_text_encoders, new_unet
-from decant.scenes.captions import caption
 from decant.scenes.classes import classes
 from decant.scenes.render import SIDE
-from decant.scenes.world import draw_scene, scenes
-from decant.stages.pictures import save_strip
+from decant.scenes.world import draw_scene
 from decant.stages.teacher_parts import (
-    Log,
     Part,
     Reader,
     Talk,
-    averaged,
+    Training,
     encoded,
-    one_cycle,
-    paced,
     stratified_timesteps,
     tokens_of,
     training_pictures,
+    written,
 )
 
 
@@ -67,15 +61,14 @@ def train_xl(part: Part, seed: int, start: Path | None, out: Path, talk: Talk) -
     mean, std = encoded(elder.vae, training_pictures(part.pictures))
     asked = torch.tensor([classes(scene) for scene in shown])
     readers = nn.ModuleList([Reader(net.unet.config["cross_attention_dim"]), Reader(POOLED)])
-    average = averaged(net, 0.999)
-    trained = [*net.parameters(), *readers.parameters()]
-    optimiser = torch.optim.AdamW(trained, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-    schedule, log = one_cycle(optimiser, part), Log(part, out, talk)
+    parameters = [*net.parameters(), *readers.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=part.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     alphas_cumprod = new_scheduler().alphas_cumprod
     if part.compile:
         for network in (net, elder.unet):
             network.compile(dynamic=False)
-    for step, generator in paced(part, seed):
+
+    def losses(generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(0, len(shown), (part.batch_size,), generator=generator)
         tokens = tokens_of([shown[index] for index in chosen.tolist()], elder.tokenizer, 0.1, generator)
         said = tokens[:, 1] != tokens[:, 2]
@@ -83,27 +76,22 @@ def train_xl(part: Part, seed: int, start: Path | None, out: Path, talk: Talk) -
         t = stratified_timesteps(len(x_0), len(alphas_cumprod), generator)
         kept = alphas_cumprod[t].view(-1, 1, 1, 1)
         x_t = kept.sqrt() * x_0 + (1 - kept).sqrt() * torch.randn(x_0.shape, generator=generator)
-        optimiser.zero_grad()
-        with fast_products():
-            with torch.no_grad():
-                taught = elder.unet(x_t, t, elder.text_encoder(tokens).last_hidden_state).sample
-            epsilon, words, pooled = net(tokens, said.float(), x_t, t)
-            snr = (kept / (1 - kept)).flatten()
-            error = (epsilon - taught).square().mean(dim=(1, 2, 3))
-            loss = (snr.clamp(max=5) / snr * error).mean()
-            read = readers[0](words[said], asked[chosen[said]])
-            # Of the pooled text the head reads one vector, as if it were the last position of a caption.
-            read = read + readers[1](pooled[said].unsqueeze(1), asked[chosen[said]], positions=1)
-            (loss + part.read_weight * read).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(net)
-        log.step(step, {"loss": loss.item(), "read": read.item()})
-        if (step + 1) % 1000 == 0 or step + 1 == (part.stop_at or part.steps):
-            final: Any = average.module.eval()
-            _write(final, elder, step + 1, out)
-            talk(f"{part.name}  weights of step {step + 1} written")
+        with torch.no_grad():
+            taught = elder.unet(x_t, t, elder.text_encoder(tokens).last_hidden_state).sample
+        epsilon, words, pooled = net(tokens, said.float(), x_t, t)
+        snr = (kept / (1 - kept)).flatten()
+        error = (epsilon - taught).square().mean(dim=(1, 2, 3))
+        loss = (snr.clamp(max=5) / snr * error).mean()
+        read = readers[0](words[said], asked[chosen[said]])
+        # Of the pooled text the head reads one vector, as if it were the last position of a caption.
+        read = read + readers[1](pooled[said].unsqueeze(1), asked[chosen[said]], positions=1)
+        return loss + part.read_weight * read, {"loss": loss, "read": read}
+
+    def assembled(own: Any) -> Pipeline:
+        return assemble(own.unet, elder.vae, (own.first, own.second), elder.tokenizer)
+
+    training = Training(net, optimiser, 0.999, losses, tuple(readers.parameters()), fast=True)
+    written(part, training, seed, out, talk, assembled)
 
 
 def _net(elder: Pipeline, start: Path | None) -> TextToNoiseXL:
@@ -111,12 +99,3 @@ def _net(elder: Pipeline, start: Path | None) -> TextToNoiseXL:
         return TextToNoiseXL(*new_text_encoders(elder.tokenizer), new_unet())
     begun: Any = load(start)
     return TextToNoiseXL(begun.text_encoder, begun.text_encoder_2, begun.unet)
-
-
-def _write(net: TextToNoiseXL, elder: Pipeline, step: int, out: Path) -> None:
-    """The pipeline folder, and a strip of what it draws."""
-    pipeline = assemble(net.unet, elder.vae, (net.first, net.second), elder.tokenizer)
-    pipeline.save_pretrained(out)
-    seeds, captions = zip(*((k, caption(s, k)) for k, s in scenes(8, "train")), strict=True)
-    drawn = generate(pipeline, captions, seeds, guidance_scale=4.0)
-    save_strip(list(drawn), out / "samples" / f"step-{step:05d}.png")
