@@ -18,7 +18,7 @@ from decant.data.picture import View
 from decant.errors import refuse
 from decant.methods.kd import KD
 from decant.models.device import pick
-from decant.models.generate import generate
+from decant.models.generate import generate, pixels
 from decant.models.layout import Pipeline
 from decant.models.load import cast, load, save, stored_dtype
 from decant.models.projection import Projected
@@ -159,7 +159,7 @@ def _encode(
 ) -> tuple[Latents, Latents]:
     """Both parts as latents and text embeddings, which the cache keeps."""
     teacher = players.teacher
-    size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
+    size = settings.size or pixels(teacher, None)[0]
     _check_size(size, teacher)
     views = {"training": View.several(settings.aspect, settings.crops, flip=settings.flip)}
     parts = {"training": train, "held-out": held}

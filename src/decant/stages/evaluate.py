@@ -17,7 +17,7 @@ from decant.metrics.interval import bootstrap_mean
 from decant.models.device import Device, pick
 from decant.models.families.family import Family
 from decant.models.families.of import family_of
-from decant.models.generate import Sampler, generate
+from decant.models.generate import Sampler, generate, pixels
 from decant.models.layout import Pipeline
 from decant.models.load import load
 from decant.ranks import Ranks
@@ -152,7 +152,7 @@ class _Proof:
         assert ask.held is not None
         teacher = load(inputs.teacher).to(device)
         family = family_of(teacher)
-        size = settings.size or int(teacher.unet.config["sample_size"]) * teacher.vae_scale_factor
+        size = settings.size or pixels(teacher, None)[0]
         draws = drawer(teacher, size, Sampling("samples", settings.steps, settings.guidance_scale, inputs.seed), device)
         part, views = ask.held.first(settings.held_out_most), (View(ask.aspect),)
         held = encode_data(family, part, size, inputs, device, drawer=draws, views=views)

@@ -17,6 +17,7 @@ from decant.models.cost import latent_of, macs_by_module, parameters
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
 from decant.models.families.unet import blank, forward
+from decant.models.generate import pixels
 from decant.models.load import load
 from decant.models.surgery.cut import cut
 from decant.models.surgery.parts import Removable, passed_by, removable
@@ -57,7 +58,7 @@ def importance(
     place = pick(device)
     pipeline = load(inputs.source)
     family, unet = family_of(pipeline), pipeline.unet
-    size = int(unet.config["sample_size"]) * pipeline.vae_scale_factor
+    size = pixels(pipeline, None)[0]
     measured = calibration(family, size, pictures, inputs, place)
     nn.Module.to(unet, place).requires_grad_(False)
     calls = list(measured.calls(place))

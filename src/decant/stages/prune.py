@@ -15,6 +15,7 @@ from decant.errors import refuse
 from decant.models.cost import parameters
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
+from decant.models.generate import pixels
 from decant.models.layout import Pipeline
 from decant.models.load import cast, load, save, stored_dtype, unet_config, with_unet
 from decant.models.surgery.channels import Scores, needs_measuring
@@ -127,7 +128,7 @@ def damage_of(importance: Path | None) -> Damage | None:
 def _scores(settings: Prune, pipeline: Pipeline, inputs: Inputs) -> Scores:
     """Channels of the teacher, measured on the data."""
     device, unet = pick(settings.device), pipeline.unet
-    size = int(unet.config["sample_size"]) * pipeline.vae_scale_factor
+    size = pixels(pipeline, None)[0]
     measured = calibration(family_of(pipeline), size, settings.calibration, inputs, device)
     spaces = Spaces.of(dict(unet.config))
     torch.nn.Module.to(unet, device).requires_grad_(settings.channels == "taylor")
