@@ -142,7 +142,7 @@ def test_a_launched_rank_that_is_killed_ends_the_other_and_a_restart_ends_in_the
     again = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["stages"][0]["reused"], "one JSON document, of one process"
-    assert "goes on from the checkpoint of step" in again.stderr
+    assert "goes on from the checkpoint of step" in again.stderr and "find_unused_parameters" not in again.stderr
     whole, restarted = (record(place / run, "02-student") for run in ("two", "killed"))
     assert [step["losses"] for step in restarted["training"]] == [step["losses"] for step in whole["training"]]
     file = "02-student/unet/diffusion_pytorch_model.safetensors"

@@ -525,6 +525,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao's own business with torch
+    if here().count > 1:  # each would warn of a setting that is meant; torch is not imported yet
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     keep_freed_memory()
     if here().count > 1 and not _shared_by_ranks(sys.argv[1:] if tokens is None else tokens):
         if not here().first:
