@@ -61,13 +61,22 @@ def test_presets_are_measured_beside_their_floors(tmp_path: Path, monkeypatch: p
 
     def one(family: str) -> dict[str, Any]:
         few = ["distill.batch_size=2", "distill.held_out_most=2"]
-        return {name: table.override(each, few) for name, each in whole(family).items() if name == "bk-sdm-tiny"}
+        return {
+            name: table.override(each, few) for name, each in whole(family).items() if name in ("bk-sdm-tiny", "v2.2")
+        }
 
     monkeypatch.setattr(table, "presets", one)
     monkeypatch.setattr(table, "PICTURES", 110)
-    words = ["--steps", "1", "--images", "2", "--families", "sd1"]
+    words = ["--steps", "1", "--longer", "2", "--images", "2", "--families", "sd1"]
     table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
     page = (tmp_path / "page.md").read_text()
-    for name in ("teacher, `scenes`", "bk-sdm-tiny", "bk-sdm-tiny, cut alone", "bk-sdm-tiny, from random weights"):
+    for name in (
+        "teacher, `scenes`",
+        "v2.2",
+        "v2.2, 2 steps",
+        "bk-sdm-tiny",
+        "bk-sdm-tiny, cut alone",
+        "bk-sdm-tiny, from random weights",
+    ):
         assert f"\n| {name} | " in page
     assert str(tmp_path) not in page

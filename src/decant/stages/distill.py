@@ -231,7 +231,7 @@ def _train(method: KD, data: Latents, settings: Distill, inputs: Inputs, midway:
                 continue
             if settings.sample_every and step.step % settings.sample_every == 0:
                 _sample(state, settings, inputs, midway.players)
-            if settings.evaluate_every and step.step % settings.evaluate_every == 0:
+            if settings.evaluate_every and (step.step % settings.evaluate_every == 0 or step.step == settings.steps):
                 midway.at(state)
     _finish(method, state)
     return log
