@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Protocol
 
@@ -191,12 +192,14 @@ def split(captioned: Captioned, held_out: float, seed: int) -> tuple[Captioned, 
     if not 0 <= held_out < 1:
         hint = "0.1 holds out one picture in ten"
         raise refuse("held_out", held_out, allowed="a fraction from 0 up to, not including, 1", hint=hint)
-    held = np.array([_unit(_name(file, captioned.folder), seed) < held_out for file in captioned.files])
+    places = np.array([_unit(_name(file, captioned.folder), seed) for file in captioned.files])
+    held = places < held_out
     train, kept = captioned.at(np.flatnonzero(~held)), captioned.at(np.flatnonzero(held))
     if not train.files or (held_out > 0 and not kept.files):
         sizes = f"{len(train.files)} to train on and {len(kept.files)} held out"
         value = f"{held_out} of {len(held)} pictures leaves {sizes}"
-        raise refuse("held_out", value, allowed="neither part empty", hint="add pictures, or change the fraction")
+        hint = "add pictures" + (f", or take {ceil(100 * sorted(places)[0]) / 100:.2f}" if len(held) > 1 else "")
+        raise refuse("held_out", value, allowed="neither part empty", hint=hint)
     return train, kept
 
 

@@ -139,7 +139,7 @@ class Distill(Settings):
     evaluate_every: int | None = Field(
         None,
         ge=1,
-        description="steps between evaluations, the last at the end; the student of the best one is shipped; null: none",
+        description="steps between evaluations, the last at the end; the best student is shipped; null: none",
     )
     evaluate_images: int = Field(64, ge=1, description="pictures of such an evaluation")
     evaluate_guidance_scale: float = Field(7.5, ge=0, description="of such an evaluation")

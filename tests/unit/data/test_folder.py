@@ -330,6 +330,15 @@ def test_a_split_that_makes_no_sense_is_refused(held_out: float) -> None:
         split(_captioned(["a", "b"]), held_out, 0)
 
 
+@pytest.mark.parametrize("n", [2, 5, 24])
+def test_where_nothing_is_held_out_a_fraction_that_holds_something_out_is_told(n: int) -> None:
+    captioned = _captioned([f"{index:06d}" for index in range(n)])
+    with pytest.raises(UserError, match="neither part empty") as told:
+        split(captioned, 1e-9, 0)
+    train, held = split(captioned, float(str(told.value).rpartition("take ")[2]), 0)
+    assert train.files and held.files
+
+
 def test_the_fingerprint_follows_captions_names_and_contents(tmp_path: Path) -> None:
     _png(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("one")
