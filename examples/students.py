@@ -93,8 +93,8 @@ def recipe(parts: Sequence[dict[str, Any]], steps: int, images: int) -> dict[str
     cuts |= {f"blocks-{rule}": {"keep": described(parts, blocks_kept(parts, rule))} for rule in BLOCK_RULES}
     stages: list[dict[str, Any]] = []
     for name, settings in cuts.items():
-        # No level of it has the teacher's width: features are compared through a projection.
-        how = {**DISTILL, "steps": steps, "projection": name.startswith("narrow")}
+        # No level of narrow has the teacher's width: it has no features to compare.
+        how = {**DISTILL, "steps": steps, **({"feature": 0} if name.startswith("narrow") else {})}
         stages += [
             {"stage": "prune", "name": f"{name}-cut", "from": "teacher", "settings": settings},
             {"stage": "distill", "name": name, "from": f"{name}-cut", "settings": how},
@@ -140,8 +140,10 @@ def notes(title: str, kept: dict[str, list[str]]) -> list[str]:
     """What the names in a table mean."""
     if title.startswith("Levels"):
         told = ", ".join(f"{name} {'/'.join(map(str, widths))}" for name, widths in WIDTHS.items())
-        widths = f"The teacher's widths are 64/96/128/128; {told}. The rule says which channels stay. Features of other"
-        return [f"{widths} widths than the teacher's are left out, but of narrow, where all are: projected.", ""]
+        widths = (
+            f"The teacher's widths are 64/96/128/128; {told}. The rule says which channels stay. Features are compared"
+        )
+        return [f"{widths} where a level has the teacher's width, so for narrow nowhere.", ""]
     if title.startswith("Transformer"):
         lines = [f"Those stay that fit into {SHARE:.0%} of the time of all, by `decant importance`:", ""]
         for rule, names in kept.items():
