@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from decant.recipe.runner import run_stage
 from decant.recipe.schema import Recipe, list_recipes, load_recipe, override, scaled
 from decant.scenes.folder import draw_folder
@@ -140,6 +142,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     if not (args.out / "data" / "metadata.jsonl").is_file():
         draw_folder(args.out / "data", PICTURES, "train")
+    threads = "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
     command = f"python examples/presets_table.py --steps {args.steps} --images {args.images}"
     lines = [
         "# The presets on scenes",
@@ -150,7 +153,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "sets one learning rate for all, which suits short runs and is not the published one. Accuracy and agreement "
         f"with the teacher: percent of {args.images} captions of held-out scenes, DDIM 25 steps, guidance 4, 95 % "
         "intervals. FID: between features of the scenes classifier, to renders of other held-out scenes; not "
-        "comparable with FID on Inception. Pictures a second: median step; memory: peak of the training's process.",
+        f"comparable with FID on Inception. Pictures a second: median step, on {threads}; memory: peak of the training's "
+        "process.",
         "",
     ]
     for family in args.families:
