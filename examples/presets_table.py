@@ -136,7 +136,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/presets"))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--longer", type=int, default=3000, help="steps of v2.2 in the section on its protocol")
+    parser.add_argument("--longer", type=int, default=2000, help="steps of v2.2 in the section on its protocol")
     parser.add_argument("--families", nargs="+", choices=["sd1", "sdxl"], default=["sd1", "sdxl"])
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "presets.md")
     args = parser.parse_args(words)
@@ -153,8 +153,8 @@ def main(words: Sequence[str] | None = None) -> None:
         "sets one learning rate for all, which suits short runs and is not the published one. Accuracy and agreement "
         f"with the teacher: percent of {args.images} captions of held-out scenes, DDIM 25 steps, guidance 4, 95 % "
         "intervals. FID: between features of the scenes classifier, to renders of other held-out scenes; not "
-        f"comparable with FID on Inception. Pictures a second: median step, on {threads}; memory: peak of the training's "
-        "process.",
+        f"comparable with FID on Inception. Pictures a second: median step, on {threads}; memory: peak of the "
+        "training's process.",
         "",
     ]
     for family in args.families:
