@@ -20,6 +20,7 @@ from decant.scenes.folder import draw_folder
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 1500
+CALIBRATION, REPEATS = 32, 9  # pictures and timings of `decant importance`
 WIDTHS = {"wide": [64, 96, 64, 64], "middle": [64, 32, 64, 64], "narrow": [32, 64, 96, 96]}
 CHANNEL_RULES = ("first", "magnitude", "activation", "taylor")
 BLOCK_RULES = ("first", "even", "sensitive")
@@ -177,7 +178,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if not (data / "metadata.jsonl").is_file():
         draw_folder(data, PICTURES, "train")
     if not (measured / "importance.json").is_file():
-        measure_importance("scenes", data=data, out=measured, pictures=32, repeats=9, seed=0, device="cpu", talk=talk)
+        how: dict[str, Any] = {"pictures": CALIBRATION, "repeats": REPEATS, "seed": 0, "device": "cpu"}
+        measure_importance("scenes", data=data, out=measured, **how, talk=talk)
     importance = json.loads((measured / "importance.json").read_text(encoding="utf-8"))
     file = args.out / "students.yaml"
     file.write_text(yaml.safe_dump(recipe(importance["parts"], args.steps, args.images), sort_keys=False))

@@ -1,5 +1,7 @@
 """The command line as a user meets it: real processes, the shipped teacher, mistakes on purpose."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from decant.cli.main import main
 from decant.scenes.folder import draw_folder
 
 DECANT = [sys.executable, "-m", "decant.cli.main"]
@@ -21,6 +24,15 @@ QUICK_EVALUATION = ["--set", "evaluate.images=2", "--set", "evaluate.steps=2", "
 
 def decant(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*DECANT, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def here(*words: object) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported everything already."""
+    said, talk = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(talk), pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    code = stop.value.code
+    return subprocess.CompletedProcess(words, code if isinstance(code, int) else 0, said.getvalue(), talk.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -121,23 +133,23 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 def test_wrong_words_are_refused(tmp_path: Path, pictures: Path) -> None:
     places = ["--teacher", "scenes", "--data", pictures, "--out", tmp_path / "out"]
     refused(decant("run", "bk-sdm-tyni", *places), "bk-sdm-tiny")
-    refused(decant("run", "bk-sdm-tiny", *places, "--set", "tiny.stepz=3"), "stepz", "steps")
-    refused(decant("run", "bk-sdm-tiny", *places, "--set", "tiny.steps=-3"), "steps")
-    refused(decant("run", "bk-sdm-tiny", *places, "--stepz", "3"), "stepz")
-    refused(decant("prune", "--teacher", "sd15", "--student", "bk-tny", "--dry-run"), "bk-tiny")
+    refused(here("run", "bk-sdm-tiny", *places, "--set", "tiny.stepz=3"), "stepz", "steps")
+    refused(here("run", "bk-sdm-tiny", *places, "--set", "tiny.steps=-3"), "steps")
+    refused(here("run", "bk-sdm-tiny", *places, "--stepz", "3"), "stepz")
+    refused(here("prune", "--teacher", "sd15", "--student", "bk-tny", "--dry-run"), "bk-tiny")
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_places_are_refused(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
     refused(decant("run", "bk-sdm-tiny", "--teacher", tmp_path / "no", "--data", pictures, "--out", out))
-    refused(decant("run", "bk-sdm-tiny", "--teacher", "scenes", "--data", tmp_path / "no", "--out", out))
+    refused(here("run", "bk-sdm-tiny", "--teacher", "scenes", "--data", tmp_path / "no", "--out", out))
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(decant("run", "bk-sdm-tiny", "--teacher", "scenes", "--data", empty, "--out", out))
-    refused(decant("generate", tmp_path / "no", "--prompt", "a", "--out", out))
-    refused(decant("report", tmp_path / "no"))
-    refused(decant("evaluate", tmp_path / "no", "--teacher", "scenes", "--out", out))
+    refused(here("run", "bk-sdm-tiny", "--teacher", "scenes", "--data", empty, "--out", out))
+    refused(here("generate", tmp_path / "no", "--prompt", "a", "--out", out))
+    refused(here("report", tmp_path / "no"))
+    refused(here("evaluate", tmp_path / "no", "--teacher", "scenes", "--out", out))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickled", "wrong latent channels"])
@@ -153,7 +165,7 @@ def test_damaged_models_are_refused(damage: str, cut: Path, tmp_path: Path) -> N
         case "wrong latent channels":
             config = json.loads((model / "vae" / "config.json").read_text())
             (model / "vae" / "config.json").write_text(json.dumps({**config, "latent_channels": 16}))
-    refused(decant("generate", model, "--prompt", "a", "--steps", "2", "--out", tmp_path / "out"))
+    refused(here("generate", model, "--prompt", "a", "--steps", "2", "--out", tmp_path / "out"))
 
 
 @pytest.mark.slow
@@ -200,11 +212,11 @@ def test_bench_says_what_was_measured_and_how() -> None:
     (model,) = document["models"]
     assert model["macs"] == 137_601_280 and model["measured"]["repeats"] == 2
     assert document["machine"]["torch"] and model["images_per_second"]["batch_size"] == 2
-    text = decant(*words).stdout
+    text = here(*words).stdout
     assert "picture ms" in text and "ddim 1 steps" in text and "2 untimed" not in text
-    refused(decant("bench", "scenes", "--repeats", "0"), "--repeats")
-    refused(decant("bench", "scenez"), "scenez")
-    refused(decant("bench"), "models")
+    refused(here("bench", "scenes", "--repeats", "0"), "--repeats")
+    refused(here("bench", "scenez"), "scenez")
+    refused(here("bench"), "models")
 
 
 @pytest.mark.slow
@@ -215,10 +227,10 @@ def test_a_teacher_is_trained_part_by_part(tmp_path: Path) -> None:
     parts = [vae, {"name": "2-unet", "kind": "denoiser", **part}, {"name": "3-unet", "kind": "denoiser", **part}]
     (tmp_path / "recipe.yaml").write_text(json.dumps({"seed": 0, "parts": parts}))
     words = ["scenes", "train", "--out", tmp_path / "out", "--recipe", tmp_path / "recipe.yaml"]
-    refused(decant(*words, "--parts", "2-unett"), "2-unet")
-    assert decant(*words, "--parts", "1-vae").returncode == 0
-    done = decant(*words)
+    refused(here(*words, "--parts", "2-unett"), "2-unet")
+    assert here(*words, "--parts", "1-vae").returncode == 0
+    done = here(*words)
     assert done.returncode == 0, done.stderr
     assert "1-vae" not in done.stderr
-    shown = json.loads(decant("show", tmp_path / "out" / "teacher", "--json").stdout)
+    shown = json.loads(here("show", tmp_path / "out" / "teacher", "--json").stdout)
     assert shown["parameters"] == 11_273_924

@@ -66,7 +66,8 @@ def test_the_table_is_made_by_the_command(
     monkeypatch.setattr(students, "WIDTHS", {"narrow": [32, 64, 96, 96]})
     monkeypatch.setattr(students, "CHANNEL_RULES", ("taylor",))
     monkeypatch.setattr(students, "BLOCK_RULES", ("sensitive",))
-    monkeypatch.setattr(students, "PICTURES", 120)
+    for name, value in {"PICTURES": 120, "CALIBRATION": 2, "REPEATS": 1}.items():
+        monkeypatch.setattr(students, name, value)
     monkeypatch.setitem(students.DISTILL, "warmup", 0)
     words = ["--out", str(tmp_path / "out"), "--steps", "1", "--images", "2", "--page", str(tmp_path / "page.md")]
     students.main(words)

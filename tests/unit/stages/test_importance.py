@@ -26,7 +26,7 @@ def status(words: list[str]) -> int:
 def test_parts_are_measured_and_a_cut_uses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = draw_folder(tmp_path / "data", 6, "train")
     inputs = Inputs("scenes", {"teacher": "scenes"}, data, 0, tmp_path / "work")
-    found = importance(inputs, tmp_path / "out", pictures=4, repeats=1)
+    found = importance(inputs, tmp_path / "out", pictures=2, repeats=1)
     assert found == json.loads((tmp_path / "out" / "importance.json").read_text())
     assert Image.open(tmp_path / "out" / "importance.png").size[0] > 500
     parts = {part["name"]: part for part in found["parts"]}
