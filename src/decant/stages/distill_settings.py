@@ -158,6 +158,8 @@ class Distill(Settings):
         dropout = self.caption_dropout
         if max(values_of(dropout)) > 1:
             raise ValueError("caption_dropout: at most 1")
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup: {self.warmup} steps of {self.steps}; at most all of them, set a smaller one")
         if self.crops and self.aspect != "crop":
             raise ValueError(f"crops: {self.crops} of aspect {self.aspect}; a picture shown whole has none, set 0")
         return self

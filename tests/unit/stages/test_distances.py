@@ -63,7 +63,8 @@ def test_what_is_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     left = distances(ASKED, few)
     assert {c.key for c in left.comparisons} == {"kid_scenes_classifier"}
     reasons = {item["score"]: item for item in left.left_out}
-    assert reasons.keys() == {"fid_scenes_classifier", "fid_scenes_classifier_to_teacher", "fid_inception"}
+    few_pictures = {"fid_scenes_classifier", "fid_scenes_classifier_to_teacher"}
+    assert reasons.keys() == few_pictures | {"fid_inception", "lpips_to_teacher", "clip_score"}
     assert "20 and 20 pictures" in reasons["fid_scenes_classifier"]["reason"]
     assert all(item["hint"] for item in reasons.values())
     none = Drawn.of(RIGHT[:3], Asked(ASKED.captions[:3], ASKED.seeds[:3], scenes=True))

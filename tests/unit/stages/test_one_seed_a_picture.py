@@ -14,7 +14,7 @@ from decant.stages.stage import Inputs
 
 def evaluated(student: Path, batch_size: int, out: Path) -> dict[str, Any]:
     settings = Evaluate(
-        captions="scenes", images=24, steps=6, guidance_scale=4.0, batch_size=batch_size, shown=0, latency_repeats=0
+        captions="scenes", images=40, steps=6, guidance_scale=4.0, batch_size=batch_size, shown=0, latency_repeats=0
     )
     inputs = Inputs("scenes", {"teacher": "scenes", "student": student}, None, 0, out / "work")
     return {model["name"]: model["scores"] for model in run(settings, inputs, out)["models"]}
