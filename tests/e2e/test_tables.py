@@ -60,7 +60,8 @@ def test_presets_are_measured_beside_their_floors(tmp_path: Path, monkeypatch: p
     whole = table.presets
 
     def one(family: str) -> dict[str, Any]:
-        few = ["distill.batch_size=2", "distill.held_out_most=2", "distill.warmup=0"]
+        few = [f"distill.{each}=2" for each in ("batch_size", "held_out_most", "evaluate_images", "sample_steps")]
+        few += ["distill.warmup=0"]
         return {
             name: table.override(each, few) for name, each in whole(family).items() if name in ("bk-sdm-tiny", "v2.2")
         }
