@@ -16,9 +16,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 quickstart: install
 	$(RUN)/decant quickstart --out runs/quickstart
 
-# A process a core, each with one thread: two of them would wait for each other.
+# A process a core, each with one thread: two of them would wait for each other. The order is
+# conftest.py's: what takes long comes first, so that both end together.
 test: install
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(RUN)/ruff format --check src tests examples

@@ -20,6 +20,12 @@ settings.register_profile("decant", deadline=None, derandomize=True, max_example
 settings.load_profile("decant")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the last file of a run must not be one that keeps a single process busy."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def _sdxl(prediction_type: str = "epsilon", *, zeros: bool = True, **unet: Any) -> Any:
     import torch
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel

@@ -9,6 +9,17 @@ class UserError(ValueError):
     """A mistake at the door: where, what, what is allowed, and a hint. The command line exits with status 2."""
 
 
+class UnfitError(ValueError):
+    """What a validator of several settings raises: of itself each is allowed, together they are not.
+
+    ``key`` is the setting to change, below the place that the validator looks at.
+    """
+
+    def __init__(self, key: str, value: object, *, allowed: str, hint: str) -> None:
+        super().__init__(f"{key}: {value}; allowed: {allowed}; {hint}")
+        self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
+
+
 def refuse(place: str, value: object, *, allowed: str, hint: str) -> UserError:
     """Build the error to raise: ``place: value; allowed: ...`` and, on its own line, ``hint: ...``."""
     return UserError(f"{place}: {value}\n  allowed: {allowed}\n  hint: {hint}")

@@ -1,38 +1,19 @@
-"""The command line as a user meets it: real processes, the shipped teacher, mistakes on purpose."""
+"""The command line as a user meets it: the shipped teacher, mistakes on purpose, kills."""
 
-import contextlib
-import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from decant.cli.main import main
 from decant.scenes.folder import draw_folder
+from processes import Begun, here
 
-DECANT = [sys.executable, "-m", "decant.cli.main"]
 FAST = ["--set", "tiny.steps=4", "--set", "tiny.batch_size=4", "--set", "tiny.accumulation=1"]
 QUICK_EVALUATION = ["--set", "evaluate.images=2", "--set", "evaluate.steps=2", "--set", "evaluate.latency_repeats=1"]
-
-
-def decant(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*DECANT, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd)
-
-
-def here(*words: object) -> subprocess.CompletedProcess[str]:
-    """The same in this process, which has imported everything already."""
-    said, talk = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(talk), pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    code = stop.value.code
-    return subprocess.CompletedProcess(words, code if isinstance(code, int) else 0, said.getvalue(), talk.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +24,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cut") / "tiny"
-    done = decant("prune", "--teacher", "scenes", "--student", "bk-tiny", "--out", out)
+    done = here("prune", "--teacher", "scenes", "--student", "bk-tiny", "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -52,7 +33,7 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     out = tmp_path_factory.mktemp("run") / "tiny"
     places = ["--teacher", "scenes", "--data", pictures, "--out", out]
-    done = decant("run", "bk-sdm-tiny", *places, *FAST, *QUICK_EVALUATION)
+    done = here("run", "bk-sdm-tiny", *places, *FAST, *QUICK_EVALUATION)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     return out
@@ -75,8 +56,8 @@ def test_run_gives_folders_records_and_a_report(finished_run: Path) -> None:
 @pytest.mark.slow
 def test_finished_stages_are_reused(finished_run: Path, pictures: Path) -> None:
     places = ["--teacher", "scenes", "--data", pictures, "--out", finished_run]
-    done = decant("run", "bk-sdm-tiny", *places, *FAST, *QUICK_EVALUATION)
-    assert done.returncode == 0
+    done = here("run", "bk-sdm-tiny", *places, *FAST, *QUICK_EVALUATION)
+    assert done.returncode == 0, done.stderr
     assert done.stderr.count("reused") == 3
 
 
@@ -105,16 +86,13 @@ def test_killed_distillation_goes_on_to_the_same_weights(cut: Path, pictures: Pa
     words = ["distill", cut, "--teacher", "scenes", "--data", pictures]
     for setting in ("steps=12", "batch_size=4", "checkpoint_every=2", "ema=0.9", "sample_every=3", "sample_steps=1"):
         words += ["--set", setting]
-    assert decant(*words, "--out", tmp_path / "whole").returncode == 0
+    assert here(*words, "--out", tmp_path / "whole").returncode == 0
     killed, work = tmp_path / "killed", tmp_path / ".killed.work"
-    child = subprocess.Popen([*DECANT, *map(str, words), "--out", str(killed)], stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list(work.rglob("step-00000004")) and time.time() < deadline:
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    child = Begun([*map(str, words), "--out", str(killed)], tmp_path / "said")
+    child.wait_for(lambda: list(work.rglob("step-00000004")))
+    child.kill()
     assert not killed.exists()
-    resumed = decant(*words, "--out", killed)
+    resumed = here(*words, "--out", killed)
     assert resumed.returncode == 0 and "goes on from the checkpoint" in resumed.stderr
     whole, again = (load_file(p / "unet/diffusion_pytorch_model.safetensors") for p in (tmp_path / "whole", killed))
     assert whole.keys() == again.keys()
@@ -132,7 +110,7 @@ def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
 
 def test_wrong_words_are_refused(tmp_path: Path, pictures: Path) -> None:
     places = ["--teacher", "scenes", "--data", pictures, "--out", tmp_path / "out"]
-    refused(decant("run", "bk-sdm-tyni", *places), "bk-sdm-tiny")
+    refused(here("run", "bk-sdm-tyni", *places), "bk-sdm-tiny")
     refused(here("run", "bk-sdm-tiny", *places, "--set", "tiny.stepz=3"), "stepz", "steps")
     refused(here("run", "bk-sdm-tiny", *places, "--set", "tiny.steps=-3"), "steps")
     refused(here("run", "bk-sdm-tiny", *places, "--stepz", "3"), "stepz")
@@ -142,7 +120,7 @@ def test_wrong_words_are_refused(tmp_path: Path, pictures: Path) -> None:
 
 def test_wrong_places_are_refused(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    refused(decant("run", "bk-sdm-tiny", "--teacher", tmp_path / "no", "--data", pictures, "--out", out))
+    refused(here("run", "bk-sdm-tiny", "--teacher", tmp_path / "no", "--data", pictures, "--out", out))
     refused(here("run", "bk-sdm-tiny", "--teacher", "scenes", "--data", tmp_path / "no", "--out", out))
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -178,20 +156,22 @@ def test_bad_pictures_are_skipped_and_counted(cut: Path, pictures: Path, tmp_pat
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "out"
     words = ["--set", "steps=1", "--set", "batch_size=2"]
-    done = decant("distill", cut, "--teacher", "scenes", "--data", data, "--out", out, *words)
+    done = here("distill", cut, "--teacher", "scenes", "--data", data, "--out", out, *words)
     assert done.returncode == 0, done.stderr
     skipped = json.loads((out / "decant.json").read_text())["data"]["skipped"]
     assert [item["name"] for item in skipped] == ["000003.png", "000005.png"]
 
 
 def test_json_is_the_whole_of_stdout() -> None:
-    done = decant("prune", "--teacher", "sd15", "--student", "bk-tiny", "--dry-run", "--json")
+    """In a process from the interpreter's start: nothing that is imported writes there."""
+    words = ["prune", "--teacher", "sd15", "--student", "bk-tiny", "--dry-run", "--json"]
+    done = subprocess.run([sys.executable, "-m", "decant", *words], capture_output=True, text=True, check=False)
     document = json.loads(done.stdout)
     assert "torchvision" not in done.stderr
     assert document["parameters"] == 323_384_964
     assert abs(document["macs"] / 1e9 - 242.8) < 0.1
     assert document["layer_map"]["down_blocks.0.resnets.0"] == "down_blocks.0.resnets.0"
-    names = [row["name"] for row in json.loads(decant("recipes", "--json").stdout)]
+    names = [row["name"] for row in json.loads(here("recipes", "--json").stdout)]
     assert names[:2] == [
         "bk-sdm-base",
         "bk-sdm-small",
@@ -200,7 +180,7 @@ def test_json_is_the_whole_of_stdout() -> None:
 
 def test_generate_draws_every_prompt_with_every_number_of_steps(tmp_path: Path) -> None:
     words = ["--prompt", "a small red circle on a white background", "--steps", "1", "2", "--seed", "42"]
-    done = decant("generate", "scenes", *words, "--out", tmp_path, "--json")
+    done = here("generate", "scenes", *words, "--out", tmp_path, "--json")
     files = json.loads(done.stdout)
     assert [file["steps"] for file in files] == [1, 2]
     assert all(Path(file["file"]).is_file() for file in files)
@@ -208,7 +188,7 @@ def test_generate_draws_every_prompt_with_every_number_of_steps(tmp_path: Path) 
 
 def test_bench_says_what_was_measured_and_how() -> None:
     words = ["bench", "scenes", "--steps", "1", "--repeats", "2", "--batch-size", "2"]
-    document = json.loads(decant(*words, "--json").stdout)
+    document = json.loads(here(*words, "--json").stdout)
     (model,) = document["models"]
     assert model["macs"] == 137_601_280 and model["measured"]["repeats"] == 2
     assert document["machine"]["torch"] and model["images_per_second"]["batch_size"] == 2

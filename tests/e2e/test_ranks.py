@@ -1,7 +1,6 @@
 """Two processes do what one does at the command line, and only the first writes and talks; one may be killed."""
 
 import json
-import multiprocessing as mp
 import os
 import shlex
 import socket
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from decant.scenes.folder import draw_folder
+from processes import forking
 
 RECIPE = """
 name: ranks
@@ -54,8 +54,7 @@ def two(place: Path) -> list[dict[str, Any]]:
 
 def decant(where: Path, count: int, *words: str) -> list[dict[str, Any]]:
     """A run by ``count`` processes: what each told, did, and ended with."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["decant.cli.main", "decant.cli.work"])  # rank_main is not on its path yet
+    context = forking()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -139,10 +138,11 @@ def test_a_launched_rank_that_is_killed_ends_the_other_and_a_restart_ends_in_the
     assert "error: rank 0 of 2: another rank of this run has ended" in told
     assert shlex.join(["-m", "decant", *WORDS, "--out", "killed"]) in told
     assert not (place / "killed/02-student").exists()
-    again = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["stages"][0]["reused"], "one JSON document, of one process"
-    assert "goes on from the checkpoint of step" in again.stderr and "find_unused_parameters" not in again.stderr
+    assert "find_unused_parameters" not in told
+    again, other = decant(place, 2, "--out", "killed")
+    assert again["status"] == other["status"] == 0, again["stderr"] + other["stderr"]
+    assert json.loads(again["stdout"])["stages"][0]["reused"] and other["stdout"] == ""
+    assert "goes on from the checkpoint of step" in again["stderr"]
     whole, restarted = (record(place / run, "02-student") for run in ("two", "killed"))
     assert [step["losses"] for step in restarted["training"]] == [step["losses"] for step in whole["training"]]
     file = "02-student/unet/diffusion_pytorch_model.safetensors"

@@ -62,13 +62,21 @@ def test_half_of_the_time_stays_and_the_description_keeps_just_that(students: Mo
 def test_the_table_is_made_by_the_command(
     students: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five students and one step instead of eighteen and two hundred."""
+    """Five students and one step instead of eighteen and two hundred, drawn in two sampler steps and timed once."""
     monkeypatch.setattr(students, "WIDTHS", {"narrow": [32, 64, 96, 96]})
     monkeypatch.setattr(students, "CHANNEL_RULES", ("taylor",))
     monkeypatch.setattr(students, "BLOCK_RULES", ("sensitive",))
     for name, value in {"PICTURES": 120, "CALIBRATION": 2, "REPEATS": 1}.items():
         monkeypatch.setattr(students, name, value)
     monkeypatch.setitem(students.DISTILL, "warmup", 0)
+    whole = students.recipe
+
+    def quick(*asked: Any) -> dict[str, Any]:
+        recipe: dict[str, Any] = whole(*asked)
+        recipe["stages"][-1]["settings"] |= {"steps": 2, "latency_repeats": 1}
+        return recipe
+
+    monkeypatch.setattr(students, "recipe", quick)
     words = ["--out", str(tmp_path / "out"), "--steps", "1", "--images", "2", "--page", str(tmp_path / "page.md")]
     students.main(words)
     page = (tmp_path / "page.md").read_text()

@@ -1,11 +1,14 @@
 """The commands that write the tables of docs: all of each once, small."""
 
 import importlib.util
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
+from processes import Begun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -18,10 +21,21 @@ def example(name: str) -> Any:
     return module
 
 
+def look_quickly(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations of two sampler steps, without the times that no table has."""
+    whole = table.run_stage
+
+    def quick(name: str, stage: Any, settings: dict[str, Any], **places: Any) -> dict[str, Any]:
+        return whole(name, stage, {**settings, "steps": 2, "latency_repeats": 0}, **places)
+
+    monkeypatch.setattr(table, "run_stage", quick)
+
+
 @pytest.mark.slow
 def test_what_each_part_buys_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of row: terms, floors, rounds, prompts, random latents, teachers in turn."""
     table = example("terms_table")
+    look_quickly(table, monkeypatch)
     monkeypatch.setattr(table, "PICTURES", 110)
     monkeypatch.setattr(
         table, "TERMS", {"task + output + layer features": table.TERMS["task + output + layer features"]}
@@ -57,6 +71,14 @@ def test_what_each_part_buys_is_measured(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_presets_are_measured_beside_their_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = example("presets_table")
+    look_quickly(table, monkeypatch)
+
+    def forked(words: list[str], **how: Any) -> None:
+        assert words[:3] == [sys.executable, "-m", "decant"] and how["check"]
+        child = Begun(words[3:], tmp_path / "said")
+        assert child.wait() == 0, child.said
+
+    monkeypatch.setattr(table, "subprocess", SimpleNamespace(run=forked, DEVNULL=None))
     whole = table.presets
 
     def one(family: str) -> dict[str, Any]:

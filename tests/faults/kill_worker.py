@@ -55,7 +55,7 @@ def method() -> KD:
     return KD.of(family, unet(1, 0), unet(2, 1), pairs, knobs)
 
 
-def work(folder: Path, ready: Connection, every: int) -> None:
+def work(ready: Connection, folder: Path, every: int) -> None:
     """Train to the end, from the checkpoint in ``folder`` if any, saving after every ``every`` updates and the last.
 
     ``ready`` gets the step it starts from, before the first update.

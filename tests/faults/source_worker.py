@@ -47,7 +47,7 @@ class Letters:
         return {"pictures": "patches", "captions": "letters"}
 
 
-def work(data: str, folder: Path, told: Connection) -> None:
+def work(told: Connection, data: str, folder: Path) -> None:
     """All of a run on ``data`` to its end, going on from what ``folder`` holds.
 
     ``told`` gets "looking", "encoding" for every call of the encoder, then the step it starts from, and every step.

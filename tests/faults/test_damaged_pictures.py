@@ -7,7 +7,6 @@ import os
 import re
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 from diffusers import AutoencoderKL
 from PIL import Image
+
+from processes import here
 
 RECIPE = {
     "name": "damaged",
@@ -163,8 +164,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(folder: Path, teacher: Path) -> subprocess.CompletedProcess[str]:
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
     words = ["run", folder / "recipe.yaml", "--teacher", teacher, "--data", folder / "data", "--out", folder / "out"]
-    command = [sys.executable, "-m", "decant.cli.main", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return here(*words)
 
 
 @pytest.mark.parametrize(("entries", "damaged"), [(300, 28), pytest.param(10_000, 200, marks=pytest.mark.slow)])

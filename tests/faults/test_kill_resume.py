@@ -1,42 +1,28 @@
 """Law 1 under SIGKILL: a run killed at random moments and resumed ends in the very same bits."""
 
-import multiprocessing as mp
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-import torch
 
 from decant.train import checkpoint
+from processes import telling
+from same import assert_same
 
 KILLS = 20
-# What takes seconds to import; every process is forked from one that holds it already.
-PRELOAD = ["decant.methods.kd", "decant.models.families.sd1", "decant.train.loop"]
 PATIENCE = 900.0  # seconds until something hangs; a busy machine is slow
 STEPS = 80  # of kill_worker
 WRITING = ".tmp-[0-9]*[0-9]"
 
 
-@contextmanager
-def training(folder: Path, every: int) -> Iterator[tuple[BaseProcess, Connection]]:
+def training(folder: Path, every: int) -> AbstractContextManager[tuple[BaseProcess, Connection]]:
     """A process that trains into ``folder``, and what it tells."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    here, there = context.Pipe()
-    process = context.Process(target=import_module("kill_worker").work, args=(folder, there, every))
-    process.start()
-    there.close()
-    try:
-        yield process, here
-    finally:
-        process.kill()
-        process.join()
+    return telling(import_module("kill_worker").work, folder, every)
 
 
 def to_the_end(folder: Path, every: int) -> tuple[int, float]:
@@ -109,14 +95,4 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path: Path, monkeypa
         print(f"kill {number}, {moment.__name__} {outcome}: step {found.step if found else None}")
     first, _ = to_the_end(killed, every=2)
     assert first > 0, "there was something to resume"
-    assert_same(whole, killed)
-
-
-def assert_same(whole: Path, killed: Path) -> None:
-    one, other = checkpoint.latest(whole), checkpoint.latest(killed)
-    assert one is not None and other is not None
-    assert one.step == other.step == STEPS and one.scalars == other.scalars
-    for group in ("weights", "ema", "optimizer"):
-        a, b = one.tensors(group), other.tensors(group)
-        assert a.keys() == b.keys() and a
-        assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert_same(whole, killed, STEPS)

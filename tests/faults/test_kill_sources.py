@@ -1,12 +1,11 @@
 """Law 1 under SIGKILL on shards, here and on a server without ranges: killed anywhere, the same bits in the end."""
 
 import io
-import multiprocessing as mp
 import random
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -15,14 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from decant.train import checkpoint
+from processes import telling
+from same import assert_same
 
 PICTURES = 36
 STEPS = 24  # of source_worker
-PRELOAD = ["decant.methods.kd", "decant.models.families.sd1", "decant.train.loop", "decant.data.source"]
 PATIENCE = 300.0
 Served = Callable[..., AbstractContextManager[tuple[str, list[str]]]]
 
@@ -45,20 +43,9 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-@contextmanager
-def running(data: str, folder: Path) -> Iterator[tuple[BaseProcess, Connection]]:
+def running(data: str, folder: Path) -> AbstractContextManager[tuple[BaseProcess, Connection]]:
     """A process at work on a source, and what it tells."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    here, there = context.Pipe()
-    process = context.Process(target=import_module("source_worker").work, args=(data, folder, there))
-    process.start()
-    there.close()
-    try:
-        yield process, here
-    finally:
-        process.kill()
-        process.join()
+    return telling(import_module("source_worker").work, data, folder)
 
 
 def to_the_end(data: str, folder: Path) -> list[Any]:
@@ -112,15 +99,4 @@ def test_a_run_on_shards_killed_anywhere_ends_in_the_same_bits(
         said = to_the_end(data, killed)
     first = next(each for each in said if isinstance(each, int))
     assert 2 + 3 + 5 <= first < STEPS and said[-1] == STEPS, said
-    assert_same(whole / "steps", killed / "steps")
-
-
-def assert_same(whole: Path, killed: Path) -> None:
-    """Weights, averages, moments and scalars."""
-    one, other = checkpoint.latest(whole), checkpoint.latest(killed)
-    assert one is not None and other is not None
-    assert one.step == other.step == STEPS and one.scalars == other.scalars
-    for group in ("weights", "ema", "optimizer"):
-        a, b = one.tensors(group), other.tensors(group)
-        assert a.keys() == b.keys() and a
-        assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert_same(whole / "steps", killed / "steps", STEPS)

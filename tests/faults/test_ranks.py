@@ -1,6 +1,5 @@
 """Several processes train as one: the same curve, averaged gradients, the same bits after one of them was killed."""
 
-import multiprocessing as mp
 import os
 import signal
 import socket
@@ -21,9 +20,10 @@ from decant.data.order import stream
 from decant.ranks import Ranks
 from decant.train import checkpoint
 from decant.train.draw import Draw
+from processes import forking
+from same import assert_same
 
 PATIENCE = 300.0
-PRELOAD = ["decant.methods.kd", "decant.models.families.sd1", "decant.train.loop"]
 
 
 @given(st.integers(1, 9), st.integers(0, 50), st.integers(1, 7))
@@ -46,8 +46,7 @@ def _workers_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def started(what: str, count: int, *args: Any) -> Iterator[list[tuple[BaseProcess, Connection]]]:
     """``count`` processes, each with what it tells."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = forking()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,12 +146,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_a_restart_ends_in_the_same_bi
     found = checkpoint.latest(killed)
     assert found is not None and 4 <= found.step < import_module("rank_worker").STEPS
     trained(killed, 2)
-    one, other = checkpoint.latest(whole), checkpoint.latest(killed)
-    assert one is not None and other is not None and one.scalars == other.scalars
-    for group in ("weights", "ema", "optimizer"):
-        a, b = one.tensors(group), other.tensors(group)
-        assert a.keys() == b.keys() and a
-        assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert_same(whole, killed, import_module("rank_worker").STEPS)
 
 
 def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:

@@ -101,10 +101,12 @@ def run(  # noqa: PLR0913 (the places and ways of a run)
         push_to_hub: owner/name of a repository for the last student, private where it is made anew.
         dry_run: print the resolved recipe, and the disk and time that it wants; run nothing.
     """
-    from decant.cli import publish, work
+    from decant.cli import publish
 
-    if push_to_hub is not None:
+    if push_to_hub is not None:  # before what takes seconds to import
         publish.check_ready(push_to_hub)
+    from decant.cli import work
+
     if dry_run:
         document = work.resolved(
             recipe, sets, teacher=teacher, data=data, out=out, talk=talk, device=device, scale=scale, fit=fit

@@ -1,6 +1,8 @@
 """What a network costs before it is run: parameters, multiply-accumulates, megabytes on disk."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from decant.errors import refuse
 from decant.models.families.unet import blank, forward
-from decant.models.surgery.surgery import skeleton
+from decant.models.surgery.surgery import frozen, skeleton
 
 
 def parameters(module: nn.Module) -> int:
@@ -41,8 +43,14 @@ def macs(unet: UNet2DConditionModel, latent: tuple[int, int, int], tokens: int) 
             allowed=f"({config['in_channels']}, height, width)",
             hint="the first number is the network's in_channels; height and width are pixels divided by 8",
         )
+    return _macs(frozen(config), latent, tokens)
+
+
+@lru_cache(maxsize=64)
+def _macs(config: str, latent: tuple[int, int, int], tokens: int) -> int:
+    """Remembered: every stage of a run counts the networks it has to do with."""
     x_t = torch.empty(1, *latent, device="meta")
-    return _counted(config, x_t, tokens).get_total_flops() // 2
+    return _counted(json.loads(config), x_t, tokens).get_total_flops() // 2
 
 
 def macs_by_module(config: Mapping[str, Any], tokens: int) -> dict[str, int]:

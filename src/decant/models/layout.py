@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def as_refusal(place: Path, allowed: str, hint: str) -> Iterator[None]:
 def check_numbers(place: Path, part: Component, config: Mapping[str, Any], stored: int) -> None:
     """Refuse weights that are not as many numbers as the config's network has, before any memory is asked for."""
     with as_refusal(place, f"the config of a {part.kind.__name__}", _STRANGERS):
-        wanted = sum(parameter.numel() for parameter in empty(part, config).parameters())
+        wanted = _numbers(part, json.dumps(config, sort_keys=True))
     if wanted != stored:
         raise refuse(
             f"model {place}, weights",
@@ -239,6 +240,11 @@ def check_numbers(place: Path, part: Component, config: Mapping[str, Any], store
             allowed="the weights that belong to config.json",
             hint=_STRANGERS,
         )
+
+
+@lru_cache(maxsize=64)
+def _numbers(part: Component, config: str) -> int:
+    return sum(parameter.numel() for parameter in empty(part, json.loads(config)).parameters())
 
 
 def _check_entry(index: Path, document: Mapping[str, Any], name: str, library: str, allowed: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from decant.data.picture import Aspect
+from decant.errors import UnfitError
 from decant.methods.kd import Distance
 from decant.models.device import Device
 from decant.models.surgery.features import Level
@@ -151,17 +152,28 @@ class Distill(Settings):
     def _in_order(self) -> Self:
         places = [each.at for each in self.next_teachers]
         if places != sorted(set(places)):
-            raise ValueError("next_teachers take over one after the other: each `at` is larger than the one before")
+            told = ", ".join(f"{place:g}" for place in places)
+            allowed = "teachers that take over one after the other: each `at` above the one before"
+            raise UnfitError("next_teachers", f"at {told}", allowed=allowed, hint="sort them by `at`, none twice")
         scales = self.teacher_guidance_scale
         if isinstance(scales, tuple) and scales[0] >= scales[1]:
-            raise ValueError("teacher_guidance_scale: two scales are the lower and the higher one")
-        dropout = self.caption_dropout
-        if max(values_of(dropout)) > 1:
-            raise ValueError("caption_dropout: at most 1")
+            hint = (
+                f"write [{min(scales):g}, {max(scales):g}]" if scales[0] > scales[1] else f"write {scales[0]:g} alone"
+            )
+            allowed = "one scale, or the lower and the higher one"
+            raise UnfitError("teacher_guidance_scale", list(scales), allowed=allowed, hint=hint)
+        dropout = max(values_of(self.caption_dropout))
+        if dropout > 1:
+            raise UnfitError(
+                "caption_dropout", dropout, allowed="at most 1, a share of the captions", hint="for example 0.1"
+            )
         if self.warmup > self.steps:
-            raise ValueError(f"warmup: {self.warmup} steps of {self.steps}; at most all of them, set a smaller one")
+            value = f"{self.warmup} steps of {self.steps}"
+            hint = f"set warmup={self.steps // 10}, or more steps"
+            raise UnfitError("warmup", value, allowed=f"at most all of them, {self.steps}", hint=hint)
         if self.crops and self.aspect != "crop":
-            raise ValueError(f"crops: {self.crops} of aspect {self.aspect}; a picture shown whole has none, set 0")
+            allowed, hint = "0: a picture shown whole has no crops", "set crops=0, or aspect=crop"
+            raise UnfitError("crops", f"{self.crops} of aspect {self.aspect}", allowed=allowed, hint=hint)
         return self
 
 

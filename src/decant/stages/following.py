@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from decant.errors import UnfitError
 from decant.maths.ramp import Ramp, Shape
 
 
@@ -23,10 +24,16 @@ class Following(BaseModel):
     def _one_way(self) -> Self:
         ends = self.begin is not None and self.end is not None
         if ends == bool(self.table) or (not ends and (self.begin is not None or self.end is not None)):
-            raise ValueError("either `from` and `to`, or a `table` of [place, value] pairs")
+            allowed = "either `from` and `to`, or a `table` of [place, value] pairs"
+            given = ("from", self.begin is not None), ("to", self.end is not None), ("table", bool(self.table))
+            named = ", ".join(name for name, there in given if there) or "nothing"
+            hint = "for example {from: 1.0, to: 0.5}"
+            raise UnfitError("table" if self.table else "from", f"{named} given", allowed=allowed, hint=hint)
         places = [place for place, _ in self.table]
         if places != sorted(places):
-            raise ValueError("a table is in order of its places")
+            hint = f"write them as {', '.join(f'{place:g}' for place in sorted(places))}"
+            told = ", ".join(f"{place:g}" for place in places)
+            raise UnfitError("table", f"places {told}", allowed="places in order, each with its value", hint=hint)
         return self
 
     def ramp(self) -> Ramp:

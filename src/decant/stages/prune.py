@@ -11,7 +11,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pydantic import Field, model_validator
 
-from decant.errors import refuse
+from decant.errors import UnfitError, refuse
 from decant.models.cost import parameters
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
@@ -55,7 +55,8 @@ class Prune(Settings):
     @model_validator(mode="after")
     def _one_student(self) -> "Prune":
         if self.student is not None and self.keep is not None:
-            raise ValueError("student or keep, not both")
+            hint = f"leave student={self.student} out, or keep"
+            raise UnfitError("keep", f"given beside student {self.student}", allowed="one of the two", hint=hint)
         return self
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from decant.data.source import Data
-from decant.errors import UserError, nearest, refuse
+from decant.errors import UnfitError, UserError, nearest, refuse
 from decant.ranks import ALONE, Ranks
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -85,8 +85,14 @@ def validate(model: type[_Model], values: object, place: str) -> _Model:
 def _explain(error: ValidationError, model: type[BaseModel], place: str) -> UserError:
     """The first of pydantic's complaints in decant's own form."""
     problems = error.errors(include_url=False)
-    first = problems[0]
-    where = ".".join([place, *(str(part) for part in first["loc"])])
+    unfit = next((problem for problem in problems if isinstance(problem.get("ctx", {}).get("error"), UnfitError)), None)
+    first = unfit or problems[0]
+    # Of a setting of several forms pydantic names the form too, by its class.
+    loc = [str(part) for part in first["loc"] if not (unfit and str(part)[:1].isupper())]
+    where = ".".join([place, *loc])
+    if unfit:
+        told: UnfitError = unfit["ctx"]["error"]
+        return refuse(f"{where}.{told.key}", told.value, allowed=told.allowed, hint=told.hint)
     more = f" ({len(problems) - 1} more to mend)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])

@@ -1,11 +1,7 @@
 """The runner with real stage functions that write files; nothing here needs a model."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from decant.errors import UserError
 from decant.recipe.runner import resolve, run_recipe, run_stage
 from decant.recipe.schema import Recipe, load_recipe
 from decant.stages.stage import Inputs, Settings, Stage
+from processes import doing
 
 
 class Cut(Settings):
@@ -307,23 +304,8 @@ def test_one_stage_never_overwrites_what_is_there(tmp_path: Path) -> None:
     assert (out / "weights.txt").read_text() == "T+6"
 
 
-_CHILD = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("runner_child", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-print("ready", flush=True)
-reused, said = module._run(Path(sys.argv[2]), module._recipe(count={"steps": 12, "pause": 0.03}))
-"""
-
-
-def _child(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _CHILD, __file__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    return process
+def _slow_run(folder: Path) -> None:
+    _run(folder, _recipe(count={"steps": 12, "pause": 0.03}))
 
 
 @pytest.mark.slow
@@ -332,13 +314,13 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     place = tmp_path / "run/.work/02-count/partial/step.txt"
     wait = random.Random(0)
     for wanted in (2, 6, 9):
-        process = _child(tmp_path)
+        process = doing(__file__, "_slow_run", tmp_path)
         while not (place.exists() and int(place.read_text()) >= wanted):
-            assert process.poll() is None, "the run ended before it could be killed"
+            assert process.is_alive(), "the run ended before it could be killed"
             time.sleep(0.002)
         time.sleep(wait.random() * 0.03)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert (tmp_path / "run/01-first/decant.json").is_file()
         assert not (tmp_path / "run/02-count").exists()
     stopped = int(place.read_text())
@@ -353,7 +335,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     _teacher(tmp_path)
-    process = _child(tmp_path)
+    process = doing(__file__, "_slow_run", tmp_path)
     try:
         while not (tmp_path / "run/.work/02-count").exists():
             time.sleep(0.002)
@@ -361,7 +343,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
             _run(tmp_path, _recipe())
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 @pytest.mark.parametrize("name", ["01-first/own.txt", "recipe.yaml", "model_index.json"])

@@ -1,14 +1,16 @@
 """The pairs of modules whose outputs a feature loss compares, from a map."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, assert_never
 
 import torch
 
 from decant.models.families.unet import blank, forward
 from decant.models.surgery.structure import Block, Structure
-from decant.models.surgery.surgery import SurgeryMap, layer_map, skeleton
+from decant.models.surgery.surgery import SurgeryMap, frozen, layer_map, skeleton
 from decant.models.taps import tap
 
 Level = Literal["block", "layer", "self_attention"]
@@ -72,10 +74,16 @@ def pairs_of(
 
 def feature_widths(config: Mapping[str, Any], names: Sequence[str], tokens: int) -> dict[str, int]:
     """How many channels the outputs of these modules have; counted on a twin without weights."""
+    return dict(_feature_widths(frozen(config), tuple(names), tokens))
+
+
+@lru_cache(maxsize=64)
+def _feature_widths(text: str, names: tuple[str, ...], tokens: int) -> dict[str, int]:
+    config = json.loads(text)
     unet = skeleton(config)
     side = 2 ** len(config["block_out_channels"])
     x_t = torch.empty(1, config["in_channels"], side, side, device="meta")
-    with torch.no_grad(), tap(unet, list(names)) as tapped:
+    with torch.no_grad(), tap(unet, names) as tapped:
         _, found = forward(tapped, x_t, torch.zeros(1, device="meta"), blank(config, 1, tokens, "meta"))
     return {name: feature.shape[1 if feature.ndim == 4 else -1] for name, feature in found.items()}
 

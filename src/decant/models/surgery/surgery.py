@@ -1,5 +1,6 @@
 """What every surgery gives back: a new network as (config, weights) and the map to the one it came from."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,11 @@ def skeleton(config: Mapping[str, Any]) -> UNet2DConditionModel:
     """The network that a config builds, on the meta device: names and shapes, and no memory."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(dict(config)).eval()
+
+
+def frozen(config: Mapping[str, Any]) -> str:
+    """A config as text, without where it was read: what is counted on a `skeleton` can be remembered by it."""
+    return json.dumps({key: value for key, value in config.items() if key != "_name_or_path"}, sort_keys=True)
 
 
 def build(surgery: Surgery) -> UNet2DConditionModel:
