@@ -87,8 +87,8 @@ def _explain(error: ValidationError, model: type[BaseModel], place: str) -> User
     problems = error.errors(include_url=False)
     unfit = next((problem for problem in problems if isinstance(problem.get("ctx", {}).get("error"), UnfitError)), None)
     first = unfit or problems[0]
-    # Of a setting of several forms pydantic names the form too, by its class.
-    loc = [str(part) for part in first["loc"] if not (unfit and str(part)[:1].isupper())]
+    # Of a setting of several forms pydantic names the form too: Following, or function-after[check(), Following].
+    loc = [str(part) for part in first["loc"] if not unfit or re.fullmatch(r"\d+|[a-z_]\w*", str(part))]
     where = ".".join([place, *loc])
     if unfit:
         told: UnfitError = unfit["ctx"]["error"]

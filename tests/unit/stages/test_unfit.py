@@ -17,7 +17,7 @@ TEACHERS = [{"teacher": "a", "at": 0.6}, {"teacher": "b", "at": 0.3}]
     [
         (Prune, {"student": "bk-tiny", "keep": {}}, "stage.keep: given beside student bk-tiny", {"keep": None}),
         (Distill, {"warmup": 9, "steps": 8}, "stage.warmup: 9 steps of 8", {"warmup": 0}),
-        (Distill, {"crops": 3, "aspect": "fit"}, "stage.crops: 3 of aspect fit", {"crops": 0}),
+        (Distill, {"crops": 3, "aspect": "stretch"}, "stage.crops: 3 of aspect stretch", {"crops": 0}),
         (Distill, {"teacher_guidance_scale": [8, 2]}, "stage.teacher_guidance_scale: [8.0, 2.0]",
          {"teacher_guidance_scale": [2, 8]}),
         (Distill, {"next_teachers": TEACHERS}, "stage.next_teachers: at 0.6, 0.3", {"next_teachers": TEACHERS[::-1]}),
