@@ -264,6 +264,50 @@ def distill(  # noqa: PLR0913 (a student and all that it learns from)
 
 
 @app.command
+def decoder(  # noqa: PLR0913 (a pipeline and all that its decoder learns from)
+    model: str | None = None,
+    *,
+    teacher: str,
+    data: str,
+    out: Path,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: Device | None = None,
+    sets: Sets = (),
+    json: Json = False,
+) -> None:
+    """Distil the autoencoder of a teacher into a small one, which decodes several times faster.
+
+    Args:
+        model: who gets the small autoencoder, such as a student of this teacher; default the teacher itself. All else
+            of it stays as it is.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
+        data: pictures, captioned as for `distill`.
+        out: the pipeline folder with the small autoencoder.
+        seed: of every draw.
+        cache: a folder that keeps latents and the teacher's pictures of them for many runs.
+        device: where to compute; auto: an accelerator if there is one.
+    """
+    from decant.cli import work
+
+    settings = work.on_device(work.settings_of("decoder", sets), device)
+    model = model or teacher
+    name = "teacher" if model == teacher else Path(model).name or "student"
+    record = work.one_stage(
+        "decoder",
+        settings,
+        teacher=teacher,
+        models={name: model},
+        data=data,
+        seed=seed,
+        out=out,
+        talk=talk,
+        cache=cache,
+    )
+    say(record, json, str(out))
+
+
+@app.command
 def evaluate(  # noqa: PLR0913 (what is asked of every model)
     *models: str,
     teacher: str,
@@ -560,7 +604,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 def _shared_by_ranks(tokens: Sequence[str]) -> bool:
     """Whether all ranks of a launcher work on a verb together. Any other the first does by itself."""
-    return any(word in ("run", "distill", "evaluate", "quickstart") for word in tokens[:1])
+    return any(word in ("run", "distill", "decoder", "evaluate", "quickstart") for word in tokens[:1])
 
 
 def _tell_lost(tokens: Sequence[str] | None) -> None:

@@ -1,7 +1,7 @@
 """What one forward of training sees."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ class Batch:
     samples: the position of every sample in the endless stream (epoch * n + index): what a draw is keyed by.
     mean, std: ``(B, C, h, w)`` moments of the latent, already scaled. condition: what the network is told
     besides x_t, e.g. ``{"encoder_hidden_states": (B, L, D)}``. null: its unconditional twin, same keys and
-    shapes.
+    shapes. beside: what a method reads that a denoiser is not told, such as pictures ``(B, 3, H, W)``.
     """
 
     samples: tuple[int, ...]
@@ -22,6 +22,7 @@ class Batch:
     std: Tensor
     condition: dict[str, Tensor]
     null: dict[str, Tensor]
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert len(self.samples) == len(self.mean) > 0 and self.mean.shape == self.std.shape, "one latent per sample"
@@ -40,7 +41,7 @@ class Batch:
             return {name: tensor.to(device) for name, tensor in tensors.items()}
 
         mean, std = self.mean.to(device), self.std.to(device)
-        return Batch(self.samples, mean, std, move(self.condition), move(self.null))
+        return Batch(self.samples, mean, std, move(self.condition), move(self.null), move(self.beside))
 
     def latents(self, noise: Tensor) -> Tensor:
         """Latents sampled from the autoencoder's posterior: mean + std * noise, all ``(B, C, h, w)``."""

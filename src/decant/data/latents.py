@@ -119,10 +119,10 @@ class Latents:
         index = torch.tensor([position % self.n for position in positions])
         seen = index if self.views == 1 else torch.tensor([self._viewed(position) for position in positions])
         rows = self.rows[index] if self.rows.ndim == 1 else torch.tensor([self._drawn(p) for p in positions])
-        framing = {key: _gather(table, seen) for key, table in self.framing.items()}
-        condition = {key: _gather(table, rows) for key, table in self.condition.items()} | framing
-        null = {key: _gather(table, rows) for key, table in self.null.items()} | framing
-        return Batch(tuple(positions), _gather(self.mean, seen), _gather(self.std, seen), condition, null)
+        framing = {key: gather(table, seen) for key, table in self.framing.items()}
+        condition = {key: gather(table, rows) for key, table in self.condition.items()} | framing
+        null = {key: gather(table, rows) for key, table in self.null.items()} | framing
+        return Batch(tuple(positions), gather(self.mean, seen), gather(self.std, seen), condition, null)
 
     def _viewed(self, position: int) -> int:
         """The row of the view that is a picture's in this epoch."""
@@ -158,24 +158,84 @@ def encode_all(
     captions = list(dict.fromkeys(caption for own in captioned.each_choices() for caption in own))
     rows = _rows(captioned.each_choices(), {caption: index for index, caption in enumerate(captions)})
     texts = _captions(captions, encoder, cache)
-    lost: dict[bytes, str] = {}
+    condition, null = _named(texts, "condition."), _named(texts, "null.")
     if captioned.alone:
         assert drawer is not None, "captions alone, and nothing that draws"
-        keys: Iterable[bytes] = captioned.digests
-        shards = _drawn(captioned, size, drawer, cache, progress)
+        drawn = rows_of_captions(captioned, _drawing(drawer, size), cache, progress)
         told = encoder.framing([Frame.whole(size, size)])
-    else:
-        shards = _pictures(captioned, size, encoder, cache, views, progress, lost)
-        places = _stand_ins(captioned, lost, seed)
-        keys = (view.key(captioned.digests[place]) for view in views for place in places)
-        rows, told = rows[list(places)] if lost else rows, {}
-    moments = shards.tables(keys)
-    condition, null = _named(texts, "condition."), _named(texts, "null.")
-    framing = {**_named(moments, "framing."), **told}
-    n_views = 1 if captioned.alone else len(views)
-    return Latents(
-        moments["mean"], moments["std"], rows, condition, null, framing, seed, n_views, _told(captioned, lost)
-    )
+        return Latents(drawn["mean"], drawn["std"], rows, condition, null, dict(told), seed)
+    made = rows_of_pictures(captioned, _encoding(encoder, size), cache, progress, seed, views)
+    rows = rows[list(made.places)] if made.replaced else rows
+    moments = made.tables
+    framing = _named(moments, "framing.")
+    return Latents(moments["mean"], moments["std"], rows, condition, null, framing, seed, len(views), made.replaced)
+
+
+@dataclass(frozen=True)
+class OfPictures:
+    """What makes a row of tables from each picture. ``made_by``: all that it depends on beside the picture.
+
+    ``rows(keys, pictures, frames)`` gets B of each, pictures ``(B, 3, size, size)`` in [-1, 1], and gives tables of B
+    rows, each of which depends on its own picture and key alone.
+    """
+
+    size: int
+    made_by: Mapping[str, str]
+    rows: Callable[[Sequence[bytes], Tensor, Sequence[Frame]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class OfCaptions:
+    """What makes a row of tables from each caption. ``made_by``: all that it depends on beside the caption."""
+
+    made_by: Mapping[str, str]
+    rows: Callable[[Sequence[str]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Tables of n rows for each view, all pictures of the first view first.
+
+    ``places``: of which picture each of the n is, its own unless it was lost; ``replaced``: those that were.
+    """
+
+    tables: Mapping[str, Table]
+    places: Sequence[int]
+    replaced: tuple[Skipped, ...]
+
+
+def rows_of_pictures(
+    captioned: Captioned,
+    maker: OfPictures,
+    cache: Cache,
+    progress: Progress | None = None,
+    seed: int = 0,
+    views: Sequence[View] = (View(),),
+) -> Made:
+    """A row for every view of every picture, made unless the cache has it. Otherwise as `encode_all`."""
+    lost: dict[bytes, str] = {}
+    shards = _pictures(captioned, maker, cache, views, progress, lost)
+    places = _stand_ins(captioned, lost, seed)
+    keys = (view.key(captioned.digests[place]) for view in views for place in places)
+    return Made(shards.tables(keys), places, _told(captioned, lost))
+
+
+def _encoding(encoder: Encoder, size: int) -> OfPictures:
+    def rows(keys: Sequence[bytes], pictures: Tensor, frames: Sequence[Frame]) -> dict[str, Tensor]:
+        mean, std = encoder.encode(pictures)
+        told = encoder.framing(frames)
+        return {"mean": mean, "std": std} | {f"framing.{key}": value for key, value in told.items()}
+
+    made_by = {"what": "pictures", "encoder": encoder.made_by()["pictures"], "size": str(size), "crop": CROP}
+    return OfPictures(size, made_by, rows)
+
+
+def _drawing(drawer: Drawer, size: int) -> OfCaptions:
+    def rows(captions: Sequence[str]) -> dict[str, Tensor]:
+        mean, std = drawer.draw(captions)
+        return {"mean": mean, "std": std}
+
+    return OfCaptions({"what": "drawn", "size": str(size), **drawer.made_by}, rows)
 
 
 def _rows(choices: Iterable[Sequence[str]], row: Mapping[str, int]) -> Tensor:
@@ -218,17 +278,15 @@ def _told(captioned: Captioned, lost: Mapping[bytes, str]) -> tuple[Skipped, ...
 @torch.no_grad()
 def _pictures(
     captioned: Captioned,
-    size: int,
-    encoder: Encoder,
+    maker: OfPictures,
     cache: Cache,
     views: Sequence[View],
     progress: Progress | None,
     lost: dict[bytes, str],
 ) -> Shards:
-    """Every view of every picture encoded; ``lost`` takes the digests of those that have changed, and why."""
-    made_by = {"what": "pictures", "encoder": encoder.made_by()["pictures"], "size": str(size), "crop": CROP}
-    digests, files = captioned.digests, captioned.files
-    shards = cache.shards(made_by, (view.key(digest) for view in views for digest in digests))
+    """Every view of every picture as a row; ``lost`` takes the digests of those that have changed, and why."""
+    digests, files, size = captioned.digests, captioned.files, maker.size
+    shards = cache.shards(maker.made_by, (view.key(digest) for view in views for digest in digests))
     if shards.left < shards.total:
         done = (shards.total - shards.left) // len(views)
         cache.talk(f"{done} of {shards.total // len(views)} pictures were encoded before: {cache.folder}")
@@ -253,7 +311,7 @@ def _pictures(
                 )
                 part = {key: each for key, each in seen.items() if not isinstance(each, ChangedError)}
                 if part:
-                    _encode(part, encoder, writer, rows_at_once, files[place[next(iter(part))]].name)
+                    _make(part, maker, writer, rows_at_once, files[place[next(iter(part))]].name)
                 tick(len(keys))
     return shards
 
@@ -275,31 +333,33 @@ def _turns(
         yield turn, tick
 
 
-def _encode(
-    part: Mapping[bytes, tuple[Tensor, Frame]], encoder: Encoder, writer: "_Writer", rows: int, name: str
+def _make(
+    part: Mapping[bytes, tuple[Tensor, Frame]], maker: OfPictures, writer: "_Writer", rows: int, name: str
 ) -> None:
-    filled = _filled(list(part.values()), rows)
-    mean, std = encoder.encode(torch.stack([picture for picture, _ in filled]))
-    _check_finite(mean, std, f"{name} or one after it")
-    told = encoder.framing([frame for _, frame in filled])
-    writer.add(list(part), {"mean": mean, "std": std} | {f"framing.{key}": value for key, value in told.items()})
+    filled, keys = _filled(list(part.values()), rows), _filled(list(part), rows)
+    pictures, frames = torch.stack([picture for picture, _ in filled]), [frame for _, frame in filled]
+    made = maker.rows(keys, pictures, frames)
+    _check_finite(made, f"{name} or one after it")
+    writer.add(list(part), made)
 
 
 @torch.no_grad()
-def _drawn(captioned: Captioned, size: int, drawer: Drawer, cache: Cache, progress: Progress | None) -> Shards:
-    """Latents of captions that have no pictures."""
-    shards = cache.shards({"what": "drawn", "size": str(size), **drawer.made_by}, captioned.digests)
+def rows_of_captions(
+    captioned: Captioned, maker: OfCaptions, cache: Cache, progress: Progress | None = None
+) -> dict[str, Table]:
+    """A row for every caption, whose key is its place's digest, made unless the cache has it."""
+    shards = cache.shards(maker.made_by, captioned.digests)
     words = dict(zip(captioned.digests, captioned.captions, strict=True))
     if shards.left < shards.total:
         cache.talk(f"{shards.total - shards.left} of {shards.total} prompts were drawn before: {cache.folder}")
     for turn, tick in _turns(shards, len(words), progress):
         with _Writer(shards) as writer:
             for keys in _chunks(turn, _DRAWN_AT_ONCE):
-                mean, std = drawer.draw(_filled([words[key] for key in keys], _DRAWN_AT_ONCE))
-                _check_finite(mean, std, f"{words[keys[0]]!r} or one after it")
-                writer.add(keys, {"mean": mean, "std": std})
+                made = maker.rows(_filled([words[key] for key in keys], _DRAWN_AT_ONCE))
+                _check_finite(made, f"{words[keys[0]]!r} or one after it")
+                writer.add(keys, made)
                 tick(len(keys))
-    return shards
+    return shards.tables(captioned.digests)
 
 
 @torch.no_grad()
@@ -349,13 +409,14 @@ class _Writer:
         self.keys, self.parts, self.size, self.since = [], [], 0, time.monotonic()
 
 
-def _check_finite(mean: Tensor, std: Tensor, name: str) -> None:
-    if not (mean.isfinite().all() and std.isfinite().all()):
+def _check_finite(made: Mapping[str, Tensor], name: str) -> None:
+    if not all(tensor.isfinite().all() for tensor in made.values()):
         hint = "check the VAE's weights; some VAEs overflow in float16, so encode in float32"
         raise refuse("data", f"the latents of {name} are not finite", allowed="finite latents", hint=hint)
 
 
-def _gather(table: Table, index: Tensor) -> Tensor:
+def gather(table: Table, index: Tensor) -> Tensor:
+    """Rows ``(B, ...)`` of a table at ``index`` ``(B,)``; one that is a single row has it everywhere."""
     return table[index if len(table) > 1 else torch.zeros_like(index)]
 
 

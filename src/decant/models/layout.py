@@ -16,6 +16,7 @@ import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -41,6 +42,8 @@ _MOST = {
     "num_hidden_layers": 100,
     "layers_per_block": 8,
     "transformer_layers_per_block": 16,
+    "num_encoder_blocks": 16,
+    "num_decoder_blocks": 16,
     "num_train_timesteps": 100_000,
 }
 _MOST_NUMBER = 10**7
@@ -82,6 +85,7 @@ class Layout:
 
 UNET = Component("unet", UNet2DConditionModel, "diffusion_pytorch_model")
 _VAE = Component("vae", AutoencoderKL, "diffusion_pytorch_model")
+_SMALL_VAE = Component("vae", AutoencoderTiny, "diffusion_pytorch_model")
 _TEXT = Component("text_encoder", CLIPTextModel, "model")
 _TEXT_2 = Component("text_encoder_2", CLIPTextModelWithProjection, "model")
 SD = Layout(StableDiffusionPipeline, (UNET, _VAE, _TEXT), ("tokenizer",))
@@ -97,6 +101,12 @@ LAYOUTS = (SD, SDXL)
 def kind_of(pipeline: Pipeline) -> Layout:
     """The kind that an open pipeline is of."""
     return next(layout for layout in LAYOUTS if isinstance(pipeline, layout.pipeline))
+
+
+def components_of(document: Mapping[str, Any], layout: Layout) -> tuple[Component, ...]:
+    """The components of a layout as a folder's index has them: a small autoencoder may stand in the VAE's place."""
+    small = document["vae"][1] == AutoencoderTiny.__name__
+    return tuple(_SMALL_VAE if small and part is _VAE else part for part in layout.components)
 
 
 def networks(pipeline: Pipeline) -> dict[str, nn.Module]:
@@ -129,8 +139,10 @@ def check_layout(folder: Path) -> Layout:
     _check_scheduler(folder, document)
     for name in layout.tokenizers:
         _check_tokenizer(folder, document, name)
-    for part in layout.components:
-        check_config(folder / part.name, part)
+    for part in components_of(document, layout):
+        config = check_config(folder / part.name, part)
+        if part is _SMALL_VAE:
+            _check_small(folder / part.name, config)
     _check_fit(folder, layout)
     return layout
 
@@ -150,7 +162,8 @@ def check_class(index: Path) -> tuple[dict[str, Any], Layout]:
         )
     for part in layout.components:
         library = "transformers" if part in layout.text_encoders else "diffusers"
-        _check_entry(index, document, part.name, library, (part.kind.__name__,))
+        kinds = (part, _SMALL_VAE) if part is _VAE else (part,)
+        _check_entry(index, document, part.name, library, tuple(each.kind.__name__ for each in kinds))
     for name in layout.marks:
         if not isinstance(document.get(name, True), bool):
             raise refuse(
@@ -176,6 +189,16 @@ def check_config(where: Path, part: Component) -> dict[str, Any]:
             f"model {file}", str(said)[:200], allowed=part.kind.__name__, hint="the config is of another network"
         )
     return config
+
+
+def _check_small(where: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a small autoencoder whose halves are not of one factor, or of another than its number of levels says."""
+    levels = {key: len(config.get(key) or (0,) * 4) for key in ("num_encoder_blocks", "num_decoder_blocks")}
+    twice = config.get("upsampling_scaling_factor", 2)
+    if len(set(levels.values())) > 1 or twice != 2:
+        said = f"{', '.join(f'{key} of {n} levels' for key, n in levels.items())}, each level {twice} times as large"
+        hint = "its config is of another kind of autoencoder than pipelines of diffusers take"
+        raise refuse(f"model {where}", said, allowed="as many levels in both, each twice as large", hint=hint)
 
 
 _CLIP = ("clip_text_model", "clip", None)

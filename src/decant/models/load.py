@@ -19,6 +19,7 @@ from torch import nn
 from decant.errors import UserError, nearest, refuse
 from decant.hub import why_away
 from decant.maths.prediction import Prediction
+from decant.models.families.family import Name
 from decant.models.guard import first_line, read_header, read_json
 from decant.models.layout import (
     INDEX,
@@ -33,12 +34,13 @@ from decant.models.layout import (
     check_config,
     check_layout,
     check_numbers,
+    components_of,
     quiet,
     rebuilt,
     tidy_configs,
 )
 from decant.models.shipped import NAMES, Shipped, shipped_folder
-from decant.models.single_file import check_kind, layout_of, open_parts
+from decant.models.single_file import check_kind, layout_of, open_parts, shipped_layout
 
 Architecture = Literal["sd15", "sd21", "sdxl", "musetalk"]
 
@@ -66,7 +68,8 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32, allow_pickle
         header = check_kind(place)
         with layout_of(header) as layout:
             return assemble(layout, open_parts(header, layout, dtype))
-    components = check_layout(place).components
+    check_layout(place)
+    components = components_of(*check_class(place / INDEX))
     variants = {part.name: _check_weights(place / part.name, part, allow_pickle) for part in components}
     models: dict[str, nn.Module] = {}
     for part in components:
@@ -187,6 +190,28 @@ def unet_config(source: str | Path) -> dict[str, Any]:
             return check_config(layout / UNET.name, UNET)
     check_class(place / INDEX)
     return check_config(place / UNET.name, UNET)
+
+
+def vae_config(source: str | Path) -> dict[str, Any]:
+    """The autoencoder's config of a source of `load`, or of a known architecture; no weights are read.
+
+    Raises:
+        UserError: when the source is missing or of another kind.
+    """
+    if isinstance(source, str) and source in get_args(Architecture):
+        kinds: dict[str, Name] = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl", "musetalk": "sd1"}
+        with shipped_layout(kinds[source]) as layout:
+            return _vae_config(layout)
+    place = place_of(source)
+    if place.is_file():
+        with layout_of(check_kind(place)) as layout:
+            return _vae_config(layout)
+    return _vae_config(place)
+
+
+def _vae_config(layout: Path) -> dict[str, Any]:
+    part = next(part for part in components_of(*check_class(layout / INDEX)) if part.name == "vae")
+    return check_config(layout / part.name, part)
 
 
 def condition_tokens(source: str | Path) -> int:

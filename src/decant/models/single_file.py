@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -162,6 +163,10 @@ def write_single_file(pipeline: Pipeline, file: Path) -> None:
     """
     kind: Name = "sdxl" if kind_of(pipeline) is SDXL else sd_name(pipeline.unet.config)
     _check_regular(dict(pipeline.unet.config), kind)
+    if not isinstance(pipeline.vae, AutoencoderKL):
+        hint = "diffusers opens its folder; or export the student from before it got its small decoder"
+        allowed = "AutoencoderKL: the one-file layouts have no names for another"
+        raise refuse("model, vae", type(pipeline.vae).__name__, allowed=allowed, hint=hint)
     placed: dict[str, dict[int | None, Tensor]] = {}
     for part, network in networks(pipeline).items():
         place_of = naming(kind, cast(Part, part), _config_of(network))

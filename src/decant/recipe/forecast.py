@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.data.captioned import check_share, unwatched
@@ -21,10 +22,12 @@ from decant.data.source import Data, find
 from decant.models.cost import latent_of, macs, parameters, size_mb
 from decant.models.device import pick
 from decant.models.families.unet import blank, forward
-from decant.models.load import condition_tokens, known_architectures, place_of, stored_dtype, unet_config
+from decant.models.load import condition_tokens, known_architectures, place_of, stored_dtype, unet_config, vae_config
+from decant.models.small_vae import decode_macs, encode_macs, new_small_vae, small_config
 from decant.models.surgery.cut import cut
 from decant.models.surgery.surgery import skeleton
 from decant.recipe.runner import Job
+from decant.stages.decoder import SmallDecoder
 from decant.stages.prune import Prune, damage_of
 
 _FLOAT32 = 4
@@ -78,7 +81,7 @@ def forecast(jobs: Sequence[Job], teacher: str, data: Data | None, out: Path) ->
             "free_mb": round(free, 1),
             "enough": free > sum(disk.values()) + _MARGIN_MB,
         },
-        "time": _time(jobs, nets),
+        "time": _time(jobs, nets, teacher),
     }
 
 
@@ -138,6 +141,10 @@ def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Map
             one = nets[job.name].parameters * _FLOAT32 * copies / 1e6
             wanted[f"{job.name}, checkpoints"] = one * (_KEPT_CHECKPOINTS + 1)
             wanted[f"{job.name}, cache"] = _cached_bytes(job, nets["teacher"], data) / 1e6 if data else 0.0
+        if isinstance(job.settings, SmallDecoder):
+            one = parameters(_small(job.settings, teacher)) * _FLOAT32 * 3 / 1e6
+            wanted[f"{job.name}, checkpoints"] = one * (_KEPT_CHECKPOINTS + 1)
+            wanted[f"{job.name}, cache"] = _decoded_bytes(job.settings, nets["teacher"], data) / 1e6 if data else 0.0
     return wanted
 
 
@@ -157,11 +164,26 @@ def _cached_bytes(job: Job, net: _Net, data: Mapping[str, Any]) -> float:
     return _FLOAT32 * (2 * channels * height * width * views * data["pictures"] + told * data["captions"])
 
 
-def _time(jobs: Sequence[Job], nets: Mapping[str, _Net]) -> dict[str, Any]:
+def _small(settings: SmallDecoder, teacher: str) -> AutoencoderTiny:
+    """The small autoencoder that a stage makes, before training."""
+    config = small_config(vae_config(teacher), settings.width, settings.blocks)
+    return new_small_vae(config, 0, encoder=settings.encoder > 0)
+
+
+def _decoded_bytes(settings: SmallDecoder, net: _Net, data: Mapping[str, Any]) -> float:
+    """Bytes of latents in float32 and of two pictures in 8 bits, of every view and of what is drawn."""
+    channels, height, width = latent_of(net.unet.config, settings.size)
+    latent_bytes, picture_bytes = _FLOAT32 * channels * height * width, 3 * 64 * height * width
+    views = len(View.several("crop", settings.crops, flip=settings.flip))
+    row = latent_bytes + picture_bytes
+    return float(row * (2 * views * data["pictures"] + settings.samples))
+
+
+def _time(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str) -> dict[str, Any]:
     devices = {str(pick(_setting(job, "device"))) for job in jobs if _setting(job, "device")} or {"cpu"}
     device = sorted(devices)[-1]
     pace = _pace(jobs, nets, torch.device(device))
-    seconds = {job.name: _macs(job, nets) / pace.macs_per_second for job in jobs}
+    seconds = {job.name: _macs(job, nets, teacher) / pace.macs_per_second for job in jobs}
     return {
         "stages_s": {name: round(value, 1) for name, value in seconds.items()},
         "total_s": round(sum(seconds.values()), 1),
@@ -171,14 +193,20 @@ def _time(jobs: Sequence[Job], nets: Mapping[str, _Net]) -> dict[str, Any]:
     }
 
 
-def _macs(job: Job, nets: Mapping[str, _Net]) -> float:
+def _macs(job: Job, nets: Mapping[str, _Net], teacher: str) -> float:
     """Multiply-accumulates of a stage: a backward pass is two forward passes."""
     match job.kind:
         case "distill":
             samples = _setting(job, "steps") * _setting(job, "batch_size") * _setting(job, "accumulation")
             size = _setting(job, "size")
-            student, teacher = (_at(nets[name], size) for name in (job.name, "teacher"))
-            return samples * (3.0 * student + teacher)
+            student, elder = (_at(nets[name], size) for name in (job.name, "teacher"))
+            return samples * (3.0 * student + elder)
+        case "decoder":
+            assert isinstance(job.settings, SmallDecoder)
+            small, latent = _small(job.settings, teacher), latent_of(nets["teacher"].unet.config, job.settings.size)
+            pixels = (8 * latent[1], 8 * latent[2])
+            both = decode_macs(small, latent) + (encode_macs(small, pixels) if job.settings.encoder else 0)
+            return 3.0 * both * job.settings.steps * job.settings.batch_size
         case "evaluate":
             halves = 2 if _setting(job, "guidance_scale") > 1 else 1
             size = _setting(job, "size")

@@ -118,8 +118,26 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
             f"- mean squared error to its teacher's output on {held['n']} held-out pictures: "
             f"{held['output_error_before']:.4g} before its distillation, {held['output_error_after']:.4g} after"
         )
+    rows += _decoder(record.get("decoder"), held)
     rows.append(f"- {record['seconds']:.0f} s for its last stage")
     return [*rows, "", "Scores and latencies are measured by `decant evaluate` and stand in its report, not here."]
+
+
+def _decoder(both: Mapping[str, Any] | None, held: Mapping[str, Any]) -> list[str]:
+    """What a small autoencoder is beside the teacher's; it may be an earlier stage's."""
+    if not both:
+        return []
+    student, teacher = both["student"], both["teacher"]
+    rows = [
+        f"- decoder: {student['parameters']:,} parameters and {student['macs'] / 1e9:.3f} G multiply-accumulates, "
+        f"its teacher's {teacher['parameters']:,} and {teacher['macs'] / 1e9:.3f} G"
+    ]
+    if "psnr_student" in held:
+        rows.append(
+            f"- signal to noise of {held['n']} held-out pictures, decoded: {held['psnr_student']['value']:.1f} dB; "
+            f"by its teacher's decoder {held['psnr_teacher']['value']:.1f} dB"
+        )
+    return rows
 
 
 def _licence(record: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from decant.models.cost import parameters, size_mb
 from decant.models.device import Device, pick
+from decant.models.families.latents import has_encoder
 from decant.models.families.of import family_of
 from decant.models.generate import Sampler, generate
 from decant.models.layout import networks
@@ -69,6 +70,7 @@ def describe(model: str) -> dict[str, Any]:
         "family": family.name,
         **figures_of(pipeline.unet, family.tokens),
         "parts": {name: parameters(network) for name, network in networks(pipeline).items()},
+        "vae": type(pipeline.vae).__name__ + ("" if has_encoder(pipeline.vae) else ", without an encoder"),
         "dtype": str(stored_dtype(model)).removeprefix("torch."),
         "size_mb": round(size_mb(place), 3),
         "prediction": family.prediction,
@@ -97,7 +99,8 @@ def described(document: dict[str, Any]) -> str:
     lines = [
         f"{document['family']}: {document['parameters']:,} parameters, {document['macs'] / 1e9:.3f} GMACs a forward"
     ]
-    lines += [f"  {name}: {count:,} parameters" for name, count in document["parts"].items()]
+    kinds = {"vae": f", {document['vae']}"} if "vae" in document else {}
+    lines += [f"  {name}: {count:,} parameters{kinds.get(name, '')}" for name, count in document["parts"].items()]
     if "size_mb" in document:
         lines.append(f"stored: {document['dtype']}, {document['size_mb']:.1f} MB; predicts {document['prediction']}")
     record, surgery = document["record"], document.get("surgery")

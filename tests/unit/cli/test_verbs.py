@@ -250,3 +250,14 @@ def test_a_silent_hub_is_not_waited_for_long(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=False, env=home)
     assert done.returncode == 2 and "hf download nobody/nothing" in done.stderr
     assert time.monotonic() - begin < 90
+
+
+def test_a_dry_run_counts_a_small_decoder(decant: Say, pictures: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nstages: [{stage: decoder, settings: {steps: 10}}]\n")
+    words = ["run", recipe, "--data", pictures, "--out", tmp_path / "run", "--dry-run", "--json"]
+    small, large = (json.loads(decant(*words, "--teacher", teacher)) for teacher in ("scenes", "sd15"))
+    assert large["time"]["stages_s"]["decoder"] > 100 * small["time"]["stages_s"]["decoder"] > 0
+    mb = large["disk"]["stages_mb"]["decoder, checkpoints"]
+    assert mb == pytest.approx(3 * 3 * 4 * (1_222_531 + 1_222_532) / 1e6, rel=0.01)
+    assert small["disk"]["stages_mb"]["decoder, cache"] > 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -19,6 +18,7 @@ from decant.maths.schedules import Schedule
 from decant.models.digest import module_digest, tokenizer_digest
 from decant.models.families import clip, latents, unet
 from decant.models.families.family import Name
+from decant.models.families.latents import VAE
 from decant.models.families.noise import noise_of
 
 
@@ -30,7 +30,7 @@ class SD1:
     schedule: Schedule
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
-    vae: AutoencoderKL
+    vae: VAE
     name: Name = "sd1"
 
     @classmethod

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -19,6 +18,7 @@ from decant.maths.schedules import Schedule
 from decant.models.digest import module_digest, tokenizer_digest
 from decant.models.families import clip, latents, unet
 from decant.models.families.family import Name
+from decant.models.families.latents import VAE
 from decant.models.families.noise import noise_of
 
 
@@ -33,7 +33,7 @@ class SDXL:
     schedule: Schedule
     tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]
     text_encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection]
-    vae: AutoencoderKL
+    vae: VAE
     zeros: bool = True
     name: Name = "sdxl"
 
