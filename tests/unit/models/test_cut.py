@@ -116,7 +116,7 @@ def keep(draw: st.DrawFn, levels: int) -> Keep:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data(), st.sampled_from(sorted(TEACHERS)))
 def test_any_description_is_refused_or_gives_a_student(data: st.DataObject, name: str) -> None:
     unet = teacher(name)

@@ -228,35 +228,28 @@ HUB = """
 import sys
 from decant.errors import UserError
 from decant.models.load import load
-try:
-    print("opened", load(sys.argv[1]).unet.config.in_channels)
-except UserError as refusal:
-    print(refusal)
+for hub_id in sys.argv[1:]:
+    try:
+        print("opened", load(hub_id).unet.config.in_channels, end=";")
+    except UserError as refusal:
+        print(refusal, end=";")
 """
 
 
-def hub(source: str, cache: Path) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "HF_HOME": str(cache)}
-    command = [sys.executable, "-c", HUB, source]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def test_a_hub_id_offline_is_one_refusal(tmp_path: Path) -> None:
-    said = hub("nobody/nothing", tmp_path)
-    assert "nobody/nothing" in said and "hint: no such folder here" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("kind", ["saved", "sdxl_saved"])
-def test_a_cached_hub_id_opens_offline(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    folder: Path = request.getfixturevalue(kind)
+def test_hub_ids_offline_are_opened_from_the_cache_or_refused(tmp_path: Path, saved: Path, sdxl_saved: Path) -> None:
     commit = f"{zlib.crc32(b'commit'):040x}"
-    repository = tmp_path / "cache" / "models--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    shutil.copytree(folder, repository / "snapshots" / commit)
-    assert "opened 4" in hub("someone/tiny", tmp_path / "cache")
+    for name, folder in (("sd", saved), ("sdxl", sdxl_saved)):
+        repository = tmp_path / f"models--someone--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", HUB, "nobody/nothing", "someone/sd", "someone/sdxl"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    *refusal, sd, sdxl, _ = done.stdout.split(";")
+    said = ";".join(refusal)
+    assert "nobody/nothing" in said and "hint: no such folder here" in said and "Traceback" not in said
+    assert sd == sdxl == "opened 4"
 
 
 def test_fingerprint_follows_names_and_contents_alone(folder: Path, tmp_path: Path) -> None:

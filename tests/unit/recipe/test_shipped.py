@@ -118,12 +118,10 @@ FEW += ["evaluate.latency_repeats=0"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v1", "v2.2", "bk-sdm-tiny", "compress"])
-def test_presets_run_on_scenes(name: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the same code as ever, a few steps."""
+@pytest.mark.parametrize("name", ["v1", "compress"])
+def test_presets_run_on_scenes(name: str, pictures: Path, tmp_path: Path) -> None:
+    """Through the same code as ever, a few steps; bk-sdm-tiny and v2.2 run where their table is made."""
     recipe = override(scaled(load_recipe(name), "scenes"), FEW)
-    if name == "v2.2":
-        recipe = override(recipe, ["distill.evaluate_every=1"])
     file = tmp_path / "r.yaml"
     file.write_text(recipe.to_yaml())
     done = run_and_report(str(file), teacher="scenes", data=pictures, out=tmp_path / "out", sets=(), talk=print)
