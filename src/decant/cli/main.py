@@ -36,6 +36,17 @@ Sets = Annotated[
         name="--set", help="stage.key=value; may be given again", consume_multiple=True, negative="", show_default=False
     ),
 ]
+OfModel = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        help="MODEL.key=value, for one model: sampler, guidance_scale, steps; may be given again",
+        consume_multiple=True,
+        negative="",
+        show_default=False,
+    ),
+]
+Sampler = Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSON document on stdout")]
 
 
@@ -343,6 +354,102 @@ def evaluate(  # noqa: PLR0913 (what is asked of every model)
 
 
 @app.command
+def compare(  # noqa: PLR0913 (what is compared, and on what)
+    *,
+    out: Path,
+    teacher: str | None = None,
+    student: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    prompts_file: Path | None = None,
+    prompts: int | None = None,
+    images: int = 4,
+    steps: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (2, 4, 8),
+    seed: int = 42,
+    teacher_steps: int = 30,
+    teacher_at_steps: bool = True,
+    guidance_scale: float = 7.5,
+    sampler: Sampler = "ddim",
+    size: int | None = None,
+    batch_size: int = 16,
+    latency_repeats: int = 3,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    blind: Annotated[bool, Parameter(negative="")] = False,
+    blind_pairs: int = 40,
+    votes: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    device: Device = "auto",
+    sets: OfModel = (),
+    json: Json = False,
+) -> None:
+    """Compare students with their teacher at several numbers of steps: same prompts, same seeds, one run.
+
+    Writes compare.html, compare.json, compare.csv, pictures.csv, pictures/ and grids/. The same command goes on where
+    it was stopped; more students, steps or prompts cost what they add.
+
+    Args:
+        out: a folder for it all.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
+        student: MODEL, MODEL+LORA (the LoRA is put on the model), or NAME= one of both; several, or given again.
+            `teacher` for MODEL is the teacher.
+        prompt: one or more.
+        prompts_file: a text file, a prompt a line, or captions.json.
+        prompts: at most so many prompts; default all that are given, else 20: held-out captions for `scenes`, for
+            others a list of ours.
+        images: pictures of each prompt, each of a seed of its own.
+        steps: one or more, of the students.
+        seed: of all pictures.
+        teacher_steps: of the teacher's pictures that all others are measured by.
+        teacher_at_steps: the teacher itself at the students' numbers of steps, too.
+        guidance_scale: of the teacher, and of students whose record says none; 1 and below: without guidance.
+        sampler: of the teacher, and of students whose record says none; as-is: the model's own.
+        size: pixels; default the networks' own.
+        batch_size: pictures drawn at once.
+        latency_repeats: timed pictures of each; 0: no timing.
+        precision: of all weights.
+        blind: also write blind.html, a page of pairs for people to vote on, without names.
+        blind_pairs: how many.
+        votes: files that the page gave, instead of a comparison: prints what was preferred.
+        device: auto: an accelerator if there is one.
+    """
+    from decant.cli import work
+    from decant.cli.tables import compare_table, votes_table
+    from decant.errors import refuse
+
+    if votes:
+        counted = work.count_votes(out, votes)
+        say(counted, json, votes_table(counted))
+        return
+    if teacher is None:
+        raise refuse("--teacher", "missing", allowed="a model", hint="--teacher DIR --student DIR --out DIR")
+    settings = {
+        "images": images,
+        "steps": steps,
+        "seed": seed,
+        "teacher_steps": teacher_steps,
+        "teacher_at_steps": teacher_at_steps,
+        "guidance_scale": guidance_scale,
+        "sampler": sampler,
+        "size": size,
+        "batch_size": batch_size,
+        "latency_repeats": latency_repeats,
+        "precision": precision,
+        "device": device,
+    }
+    document = work.compare_and_report(
+        student,
+        settings,
+        teacher=teacher,
+        prompt=prompt,
+        prompts_file=prompts_file,
+        prompts=prompts,
+        sets=sets,
+        out=out,
+        blind_pairs=blind_pairs if blind else None,
+        talk=talk,
+    )
+    say(document, json, f"{compare_table(document)}\n\nreport: {out / 'compare.html'}")
+
+
+@app.command
 def generate(  # noqa: PLR0913 (the options of a picture)
     model: str,
     *,
@@ -351,7 +458,7 @@ def generate(  # noqa: PLR0913 (the options of a picture)
     steps: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     seed: int = 0,
     guidance_scale: float = 7.5,
-    sampler: Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"] = "ddim",
+    sampler: Sampler = "ddim",
     size: int | None = None,
     device: Device = "auto",
     json: Json = False,
@@ -390,7 +497,7 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
     *models: str,
     steps: int = 25,
     guidance_scale: float = 7.5,
-    sampler: Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"] = "ddim",
+    sampler: Sampler = "ddim",
     size: int | None = None,
     batch_size: int = 4,
     warmup: int = 1,

@@ -1,5 +1,7 @@
 """What the verbs do: recipes with their reports, and single stages into a folder."""
 
+import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -295,6 +297,62 @@ def _named(models: Sequence[str], **first: str) -> dict[str, str | Path]:
     return named
 
 
+def compare_and_report(  # noqa: PLR0913 (what is compared, and on what)
+    students: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    teacher: str,
+    prompt: Sequence[str],
+    prompts_file: Path | None,
+    prompts: int | None,
+    sets: Sequence[str],
+    out: Path,
+    blind_pairs: int | None,
+    talk: Talk,
+) -> dict[str, Any]:
+    """Compare students with their teacher into ``out``, with pages, grids and, for ``blind_pairs``, a blind test."""
+    from decant.report.compare_page import write_comparison
+    from decant.stages.compare import Compare, check_place, compare
+    from decant.stages.compare_prompts import prompts_of
+    from decant.stages.stage import validate
+
+    check_place(out)
+    if blind_pairs is not None and blind_pairs < 1:
+        hint = "40 are the default"
+        raise refuse("--blind-pairs", blind_pairs, allowed="1 or more", hint=hint)
+    checked = validate(Compare, {**settings, "own": _by_model(sets)}, "compare")
+    asked = prompts_of(prompt, prompts_file, prompts, teacher, talk)
+    document = compare(teacher, students, asked, checked, out, talk, command=_typed_command())
+    write_comparison(out)
+    if blind_pairs is not None:
+        from decant.report.blind_page import write_blind
+        from decant.stages.blind import write_key
+
+        write_key(out, blind_pairs)
+        talk(f"blind test: {write_blind(out)}; keep blind-key.json to yourself")
+    return document
+
+
+def _by_model(sets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``NAME.key=value`` words by name; a name may have dots in it."""
+    found: dict[str, dict[str, Any]] = {}
+    for word in sets:
+        target, equals, text = word.partition("=")
+        name, dot, key = target.strip().rpartition(".")
+        if not (equals and dot and name and key):
+            raise refuse("--set", word, allowed="MODEL.key=value", hint="for example tiny.guidance_scale=1")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise refuse(f"--set {target}", text, allowed="a YAML value", hint=str(error).splitlines()[0]) from None
+        found.setdefault(name, {})[key] = value
+    return found
+
+
+def _typed_command() -> str:
+    return shlex.join(["decant", *sys.argv[1:]])
+
+
 def evaluate_and_report(
     models: Sequence[str],
     settings: Mapping[str, Any],
@@ -310,3 +368,10 @@ def evaluate_and_report(
     one_stage("evaluate", settings, teacher=teacher, models=named, data=data, out=out, talk=talk, cache=cache)
     here().on_first(lambda: rebuild_report(out))
     return yaml.safe_load((out / "report.json").read_text(encoding="utf-8"))
+
+
+def count_votes(out: Path, votes: Sequence[Path]) -> dict[str, Any]:
+    """What people preferred on the blind page of a comparison."""
+    from decant.stages.blind import preferences
+
+    return preferences(out, votes)

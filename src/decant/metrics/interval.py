@@ -108,7 +108,7 @@ def mcnemar_p(a: Sequence[bool], b: Sequence[bool]) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _check_pairs(a: Sequence[bool], b: Sequence[bool]) -> None:
+def _check_pairs(a: Sequence[float], b: Sequence[float]) -> None:
     if len(a) != len(b) or not a:
         raise refuse(
             "paired outcomes",
@@ -159,6 +159,26 @@ def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples:
     tail = (1 - confidence) / 2
     low, high = np.quantile(data[chosen].mean(axis=1), [tail, 1 - tail])
     return Interval(float(data.mean()), float(low), float(high), len(data))
+
+
+def bootstrap_ratio(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Percentile bootstrap interval of mean(a) / mean(b), where a[i] and b[i] belong together: both means of a resample
+    are of the same places. The resampling is that of `bootstrap_mean`.
+
+    Raises:
+        UserError: the two are empty or not of one length, or b's mean, or that of a resample, is not above 0.
+    """
+    _check_pairs(a, b)
+    over, under = (np.asarray(each, dtype=np.float64) for each in (a, b))
+    chosen = np.random.default_rng(0).integers(0, len(over), (resamples, len(over)))
+    divisors = under[chosen].mean(axis=1)
+    if min(under.mean(), divisors.min()) <= 0:
+        raise refuse("paired ratio", "divided by 0", allowed="a divisor above 0 in every resample", hint="subtract")
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(over[chosen].mean(axis=1) / divisors, [tail, 1 - tail])
+    return Interval(float(over.mean() / under.mean()), float(low), float(high), len(over))
 
 
 def jackknife(value: float, without: Sequence[float], n: int, confidence: float = 0.95) -> Interval:

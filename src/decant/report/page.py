@@ -60,14 +60,14 @@ def write_report(run: Path) -> Path:
     """
     run = Path(run)
     report = read_report(run)
-    page = _environment().get_template("template.html.j2").render(_view(report, run))
+    page = environment().get_template("template.html.j2").render(_view(report, run))
     path, temporary = run / "report.html", run / "report.html.tmp"
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Jinja2 that escapes everything and knows how the report writes numbers."""
     loader = PackageLoader("decant.report", package_path="")
     environment = Environment(
@@ -139,13 +139,13 @@ def _observations(models: Sequence[Model], key: str | None) -> list[Observation]
     students = [model for model in models if model.role == "student"]
     twins = {control.name: s.name for s in students if (control := words.control_of(s, models))}
     return [
-        Observation(m.name, m.role, _ends(m.latency_ms["picture"]), _ends(m.scores[key]), twins.get(m.name))
+        Observation(m.name, m.role, ends(m.latency_ms["picture"]), ends(m.scores[key]), twins.get(m.name))
         for m in models
         if key in m.scores and "picture" in m.latency_ms
     ]
 
 
-def _ends(value: Spread | Score) -> tuple[float, float, float]:
+def ends(value: Spread | Score) -> tuple[float, float, float]:
     """The middle, the low and the high end; without an interval all three are the middle."""
     middle = value.median if isinstance(value, Spread) else value.value
     low, high = value.low, value.high

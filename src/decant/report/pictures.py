@@ -21,19 +21,29 @@ def picture_uri(run: Path, name: str) -> str:
 
     Raises ``UserError`` where the name leaves RUN, by itself or through a link, or the file is no PNG.
     """
+    image = read_picture(run, name)
+    if image is None:
+        return ""
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    exact, light = _encoded(image, "PNG", optimize=True), _webp(image)
+    kind, content = ("png", exact) if len(exact) <= max(_DRAWING_BYTES, len(light)) else ("webp", light)
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
+
+
+def read_picture(run: Path, name: str) -> Image.Image | None:
+    """A picture of a run in RGB; None where there is no such file.
+
+    Raises ``UserError`` where the name leaves RUN, by itself or through a link, or the file is no PNG.
+    """
     if not _inside(run, name):
         raise refuse("report.json pictures", f"{name!r} leaves the run", allowed="files inside the run", hint=_HINT)
     if not _kept(run / name):
-        return ""
+        return None
     try:
         with Image.open(run / name, formats=("PNG",)) as image:
-            small = image.convert("RGB")
+            return image.convert("RGB")
     except Exception as error:  # decoders raise anything on damaged input
         raise refuse("report.json pictures", f"{name!r} does not decode", allowed="PNG files", hint=_HINT) from error
-    small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    exact, light = _encoded(small, "PNG", optimize=True), _webp(small)
-    kind, content = ("png", exact) if len(exact) <= max(_DRAWING_BYTES, len(light)) else ("webp", light)
-    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
 
 
 def _webp(image: Image.Image) -> bytes:

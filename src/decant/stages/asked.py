@@ -62,7 +62,7 @@ def asked(captions: Captions, images: int, held_out: HeldOut) -> Asked:
         raise refuse("evaluate.captions", "data", allowed=allowed, hint="add --data FOLDER")
     held = split(read(held_out.data, held_out.max_skipped, index=held_out.index), held_out.share, held_out.seed)[1]
     told = tuple(held.captions[:images])
-    return Asked(told, tuple(map(seed_of, held.names[:images])), all(map(_is_scene, told)), held, held_out.aspect)
+    return Asked(told, tuple(map(seed_of, held.names[:images])), all(map(is_scene, told)), held, held_out.aspect)
 
 
 def seed_of(name: str) -> int:
@@ -70,7 +70,8 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
 
 
-def _is_scene(caption: str) -> bool:
+def is_scene(caption: str) -> bool:
+    """Whether a caption says a scene, which the checker can look for."""
     try:
         parse(caption)
     except UserError:

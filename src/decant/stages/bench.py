@@ -57,10 +57,10 @@ def bench(models: Mapping[str, str | Path], how: How, talk: Callable[[str], None
     for name, source in models.items():
         pipeline = open_model(source, how.dtype)
         entries[name] = _counts(source, pipeline, how)
-        twin = first.setdefault(_networks(pipeline), name)
+        twin = first.setdefault(work_of(pipeline), name)
         if twin != name:
             entries[name]["measured_as"] = twin
-        elif _fits([*opened.values(), pipeline], how):
+        elif fits([*opened.values(), pipeline], how):
             opened[name] = pipeline
     distinct = {name: models[name] for name in first.values()}
     if how.repeats:
@@ -96,7 +96,7 @@ def _counts(source: str | Path, pipeline: Pipeline, how: How) -> Entry:
     }
 
 
-def _networks(pipeline: Pipeline) -> str:
+def work_of(pipeline: Pipeline) -> str:
     """The configs of everything that computes: equal texts are equal work."""
     configs: list[Any] = [part.config for part in networks(pipeline).values()]
     parts = [config if isinstance(config, dict) else config.to_dict() for config in configs]
@@ -104,7 +104,8 @@ def _networks(pipeline: Pipeline) -> str:
     return json.dumps([*plain, family_of(pipeline).tokens], sort_keys=True, default=str)
 
 
-def _fits(pipelines: list[Pipeline], how: How) -> bool:
+def fits(pipelines: list[Pipeline], how: How) -> bool:
+    """Whether models can be held at once: in a part of the memory that is free."""
     cuda = pick(how.device).type == "cuda"
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
     parts = [part for pipeline in pipelines for part in networks(pipeline).values()]
@@ -125,13 +126,13 @@ def _timed(
     with progress("timing", len(distinct) * rounds * (5 if how.batch_size else 4), talk) as tick:
         for number, group in enumerate(groups):
             pipelines = {n: (opened.get(n) or open_model(s, how.dtype)).to(device) for n, s in group.items()}
-            calls = {(n, part): call for n, p in pipelines.items() for part, call in _calls(p, how).items()}
+            calls = {(n, part): call for n, p in pipelines.items() for part, call in calls_of(p, how).items()}
             told = partial(_tick, tick, number * rounds * len(calls))
             with torch.no_grad():
                 times = time_rounds(calls, warmup=how.warmup, repeats=how.repeats, tick=told)
             for name, pipeline in pipelines.items():
                 own = {part: latency for (model, part), latency in times.items() if model == name}
-                conditions = {**_conditions(pipeline, how), "interleaved": interleaved and len(group) > 1}
+                conditions = {**conditions_of(pipeline, how), "interleaved": interleaved and len(group) > 1}
                 found[name] = {**_figures(own, how), "measured": conditions}
     return found
 
@@ -140,7 +141,7 @@ def _tick(tick: Tick, before: int, done: int) -> None:
     tick(before + done)
 
 
-def _calls(pipeline: Pipeline, how: How) -> dict[str, Callable[[], object]]:
+def calls_of(pipeline: Pipeline, how: How) -> dict[str, Callable[[], object]]:
     """What is timed: one picture at batch 1, its parts (text, one UNet call, decoder), and a batch if asked."""
     family, unet = family_of(pipeline), pipeline.unet
     size = pixels(pipeline, how.size)
@@ -183,7 +184,8 @@ def _figures(times: Mapping[str, Latency], how: How) -> Entry:
     return {"latency_ms": latency, "images_per_second": {"median": median, "low": low, "high": high, **counts}}
 
 
-def _conditions(pipeline: Pipeline, how: How) -> Entry:
+def conditions_of(pipeline: Pipeline, how: How) -> Entry:
+    """What stands beside a model's times."""
     return {
         "device": str(pick(how.device)),
         "dtype": how.dtype,

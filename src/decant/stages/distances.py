@@ -79,14 +79,14 @@ def distances(asked: Asked, teacher: Drawn) -> Distances:
     networks, left_out = _networks(teacher)
     found: list[Comparison] = []
     for network, extract in networks.items():
-        own = extract(_stacked(teacher.pictures))
+        own = extract(stacked(teacher.pictures))
         other = extract(_renders(len(own), _FLOOR_SEED)) if _without_pictures(asked) and asked.scenes else None
         candidates = [("fid", fid, own, f"the teacher's {len(own)} pictures of the same captions and seeds")]
         try:
             real, words = _real(asked, teacher.pictures)
             candidates = [("fid", fid, extract(real), words), ("kid", kid, extract(real), words), *candidates]
         except UserError as error:
-            left_out += [_left_out(f"{name}_{network}", error) for name in ("fid", "kid")]
+            left_out += [left_out_of(f"{name}_{network}", error) for name in ("fid", "kid")]
         for name, distance, reference, told in candidates:
             key = f"{name}_{network}" + ("_to_teacher" if reference is own else "")
             try:
@@ -95,11 +95,11 @@ def distances(asked: Asked, teacher: Drawn) -> Distances:
                 distance(own[fewest], reference[fewest])
                 floor = None if other is None or reference is own else distance(other, reference)
             except UserError as error:
-                left_out.append(_left_out(key, error))
+                left_out.append(left_out_of(key, error))
             else:
                 found.append(Comparison(key, network, distance, reference, told, floor))
     seen = looks(asked.captions, teacher)
-    left_out += [_left_out(key, error) for key, error in seen.left_out]
+    left_out += [left_out_of(key, error) for key, error in seen.left_out]
     return Distances(networks, tuple(found), _measure(found, networks, teacher), seen, tuple(left_out))
 
 
@@ -115,7 +115,7 @@ def _networks(teacher: Drawn) -> tuple[dict[Network, Callable[[Tensor], Tensor]]
     try:
         found["inception"] = partial(inception_features, inception())
     except UserError as error:
-        left_out.append(_left_out("fid_inception", error))
+        left_out.append(left_out_of("fid_inception", error))
     return found, left_out
 
 
@@ -139,10 +139,10 @@ def _without_pictures(asked: Asked) -> bool:
 
 
 def _renders(n: int, first_seed: int) -> Tensor:
-    return _stacked([render(draw_scene(seed, "held-out"), seed) for seed in range(first_seed, first_seed + n)])
+    return stacked([render(draw_scene(seed, "held-out"), seed) for seed in range(first_seed, first_seed + n)])
 
 
-def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+def stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
     """(H, W, 3) pictures as (n, 3, H, W)."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
@@ -151,7 +151,7 @@ def _measure(
     comparisons: Sequence[Comparison], networks: Mapping[Network, Callable[[Tensor], Tensor]], drawn: Drawn
 ) -> dict[str, Measured]:
     """Every distance of all pictures, and without each of up to 32 groups of them."""
-    pictures = _stacked(drawn.pictures)
+    pictures = stacked(drawn.pictures)
     own = {name: networks[name](pictures) for name in {c.network for c in comparisons}}
     found = {}
     for c in comparisons:
@@ -183,7 +183,7 @@ def _without_each_group(n: int) -> list[Tensor]:
     return [place[group != number] for number in group.unique()]
 
 
-def _left_out(key: str, error: UserError) -> LeftOut:
+def left_out_of(key: str, error: UserError) -> LeftOut:
     """A refusal as one entry of ``left_out``."""
     first, *_, last = str(error).splitlines()
     return {"score": key, "reason": first, "hint": last.strip().removeprefix("hint: ")}

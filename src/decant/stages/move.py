@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from decant.errors import refuse
-from decant.models.guard import Header, check_inside, read_header, read_json
+from decant.models.guard import check_inside, read_header, read_json
 from decant.models.layout import Component, check_config, check_numbers, quiet
 from decant.models.load import place_of, unet_config
 from decant.models.move.controlnet import move_controlnet
 from decant.models.move.controlnet import skeleton as controlnet_skeleton
 from decant.models.move.lora import Lora, Moved, Part, Shapes, move_lora
+from decant.models.move.lora_file import lora_header
 from decant.models.move.lora_keys import read_lora, to_kohya, to_peft
 from decant.models.surgery.surgery import SurgeryMap, skeleton
 from decant.stages.record import surgery_map_of
@@ -25,7 +26,6 @@ from decant.stages.record import surgery_map_of
 _ENCODERS: tuple[Part, ...] = ("text_encoder", "text_encoder_2")
 # A ControlNet is a UNet's way down, and is looked at as a UNet is.
 _CONTROLNET = Component("unet", ControlNetModel, "diffusion_pytorch_model")
-_LORA_NAME = "pytorch_lora_weights.safetensors"
 _UP_RESNET = re.compile(r"up_blocks\.\d+\.resnets\.(\d+)\.")
 
 
@@ -47,7 +47,7 @@ def move_lora_file(file: Path, student: str, out: Path) -> dict[str, Any]:
     files = {"peft": out, "kohya": out.with_name(f"{out.stem}-kohya.safetensors")}
     _check_new(out, files.values())
     place, surgery_map = _cut(student)
-    header = _header(file)
+    header = lora_header(file)
     lora = read_lora(load_file(header.file), _layers(surgery_map))
     _check_text(lora, place)
     moved = move_lora(lora, surgery_map, _shapes(place))
@@ -186,19 +186,6 @@ def _check_new(out: Path, files: Iterable[Path]) -> None:
     for file in files:
         if file.exists():
             raise refuse("--out", f"{file} exists", allowed="a new file", hint="name another, or remove this one")
-
-
-def _header(file: Path) -> Header:
-    """Of a LoRA's file, or of the one that diffusers puts into a folder."""
-    inside = file / _LORA_NAME if file.is_dir() else file
-    if inside.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        raise refuse(
-            "--lora",
-            f"{inside} is a pickle, which can run code when opened",
-            allowed="a .safetensors file",
-            hint="take the LoRA as safetensors",
-        )
-    return read_header(inside)
 
 
 def _layers(surgery_map: SurgeryMap) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,11 @@ def scores(drawn: Drawn, teacher: Drawn) -> dict[str, Figure]:
     """Every score of one model's pictures, as ``report.json`` holds them; ``teacher`` may be ``drawn`` itself."""
     found: dict[str, Figure] = {}
     if drawn.scores:
-        own, theirs = _outcomes(drawn), _outcomes(teacher)
+        own, theirs = outcomes(drawn), outcomes(teacher)
         agree = [same(a, b) for a, b in zip(drawn.readings, teacher.readings, strict=True)]
         found = {name: share(own[name], None if drawn is teacher else theirs[name]) for name in own}
         found["agreement_with_teacher"] = wilson(sum(agree), len(agree)).to_json()
-    distance = [_rms(a, b) for a, b in zip(drawn.pictures, teacher.pictures, strict=True)]
+    distance = [rms(a, b) for a, b in zip(drawn.pictures, teacher.pictures, strict=True)]
     return found | {"distance_to_teacher": number(bootstrap_mean(distance))}
 
 
@@ -76,6 +77,16 @@ def same(a: Reading, b: Reading) -> bool:
     return all(any(x.thing == y.thing and np.hypot(x.x - y.x, x.y - y.y) < _NEAR_PX for y in b.seen) for x in a.seen)
 
 
+def apart_px(a: Reading, b: Reading) -> float:
+    """How far the things of two pictures that show the same ones stand from each other, in pixels, on average."""
+    ways = [
+        [np.hypot(x.x - y.x, x.y - y.y) for x, y in zip(a.seen, order, strict=True)]
+        for order in permutations(b.seen)
+        if all(x.thing == y.thing for x, y in zip(a.seen, order, strict=True))
+    ]
+    return float(min(np.mean(way) for way in ways))
+
+
 def told(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The score that matters most, with its interval, in a line."""
     for name in ("scene_accuracy", "output_error", "distance_to_teacher"):
@@ -85,7 +96,7 @@ def told(found: Mapping[str, Mapping[str, Any]]) -> str:
     return ""
 
 
-def _outcomes(drawn: Drawn) -> dict[str, list[bool]]:
+def outcomes(drawn: Drawn) -> dict[str, list[bool]]:
     """Right or wrong by picture: the whole scene, and each attribute."""
     return {
         "scene_accuracy": [s.exact for s in drawn.scores],
@@ -93,5 +104,6 @@ def _outcomes(drawn: Drawn) -> dict[str, list[bool]]:
     }
 
 
-def _rms(a: Picture, b: Picture) -> float:
+def rms(a: Picture, b: Picture) -> float:
+    """Root mean square difference of two pictures, of 1."""
     return float(np.sqrt(np.mean(np.square((a.astype(np.float64) - b.astype(np.float64)) / 255))))

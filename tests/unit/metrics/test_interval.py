@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import bootstrap as scipy_bootstrap
 from scipy.stats import t as student
 
 from decant.errors import UserError
-from decant.metrics.interval import jackknife, mcnemar_p, paired_difference, paired_ratio, wilson
+from decant.metrics.interval import bootstrap_ratio, jackknife, mcnemar_p, paired_difference, paired_ratio, wilson
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -146,3 +147,28 @@ def test_the_jackknife_covers_a_figure_that_is_no_mean() -> None:
     assert 0.9 <= covered / 400 <= 0.98
     with pytest.raises(UserError):
         jackknife(1.0, [1.0, 1.0], 2)
+
+
+def test_the_ratio_of_paired_means_is_resampled_in_pairs() -> None:
+    """Against scipy's own paired bootstrap; and a teacher's own noise falls out of the ratio to itself."""
+    rng = np.random.default_rng(3)
+    hard = rng.normal(10, 3, 60)  # some prompts are harder than others, for both
+    a, b = hard + rng.normal(0, 0.5, 60), 2 * hard + rng.normal(0, 0.5, 60)
+    found = bootstrap_ratio(a.tolist(), b.tolist())
+
+    def ratio(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return x.mean(axis=axis) / y.mean(axis=axis)
+
+    other = scipy_bootstrap(
+        (a, b), ratio, paired=True, n_resamples=4000, method="percentile", rng=4
+    ).confidence_interval
+    assert found.value == pytest.approx(a.mean() / b.mean()) and found.n == 60
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.002)
+    assert found.high - found.low < 0.02, "much narrower than unpaired, since hard prompts are hard for both"
+    assert bootstrap_ratio(a.tolist(), a.tolist()).high == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [0.0]), ([1.0, 1.0], [0.0, 1.0]), ([1.0], [1.0, 2.0]), ([], [])])
+def test_a_ratio_to_nothing_is_refused(a: list[float], b: list[float]) -> None:
+    with pytest.raises(UserError):
+        bootstrap_ratio(a, b)

@@ -20,6 +20,16 @@ def tokenized(
     return tokens.input_ids.to(device), tokens.attention_mask.to(device) if masked else None
 
 
+def unread(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[str]:
+    """The end of each caption for which there is no room, in its own words; "" where all of it is read."""
+    last = int(tokenizer.model_max_length) - 1  # where the end's own token stands
+    found = []
+    for caption in captions:
+        places = tokenizer(caption, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        found.append(caption[places[last][0] :] if len(places) > last + 1 else "")
+    return found
+
+
 def lengths(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[int]:
     """Tokens of each caption, start and end included."""
     return [

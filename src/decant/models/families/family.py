@@ -53,6 +53,10 @@ class Family(Protocol):
         """Tokens of each caption, start and end included; `condition` reads the first `tokens` of them."""
         ...
 
+    def unread(self, captions: Sequence[str]) -> list[str]:
+        """The end of each caption that `condition` leaves out, in its own words; "" where it reads all."""
+        ...
+
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The unconditional twin of what `condition` gave: the same keys, shapes, dtypes and devices."""
         ...

@@ -62,6 +62,10 @@ class SD1:
         """Tokens of each caption, start and end included; `condition` reads the first `tokens` of them."""
         return clip.lengths(self.tokenizer, captions)
 
+    def unread(self, captions: Sequence[str]) -> list[str]:
+        """The end of each caption that `condition` leaves out, in its own words; "" where it reads all."""
+        return clip.unread(self.tokenizer, captions)
+
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The empty prompt, once for each of the condition's B samples: (B, 77, D)."""
         given = condition["encoder_hidden_states"]

@@ -78,6 +78,10 @@ class SDXL:
         """Tokens of each caption, start and end included; `condition` reads the first `tokens` of them."""
         return clip.lengths(self.tokenizers[0], captions)
 
+    def unread(self, captions: Sequence[str]) -> list[str]:
+        """The end of each caption that `condition` leaves out, in its own words; "" where it reads all."""
+        return clip.unread(self.tokenizers[0], captions)
+
     def null(self, condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Zeros or the empty prompt, as the pipeline has it, once for each of the condition's B samples."""
         texts = {key: value for key, value in condition.items() if key != "time_ids"}

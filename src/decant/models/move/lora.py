@@ -119,7 +119,7 @@ def move_lora(lora: Lora, surgery_map: SurgeryMap, shapes: Shapes) -> Moved:
     moved = {}
     for module, source in weights.items():
         axes, shape = surgery_map.kept.get(f"{module}.weight", {}), shapes[f"{module}.weight"]
-        moved[module] = _cut(_as_wide_as(teacher[source], shape), axes)
+        moved[module] = _cut(as_wide_as(teacher[source], shape), axes)
         if moved[module].shape != shape or not _inside(teacher[source], axes):
             raise _foreign(source, teacher[source], module, shape, axes)
     lost = sorted(set(teacher) - set(weights.values()))
@@ -150,7 +150,7 @@ def lacking(module: str, sources: set[str]) -> tuple[str, str]:
     return part, "the student has no module that comes from it"
 
 
-def _as_wide_as(layer: Layer, shape: tuple[int, ...]) -> Layer:
+def as_wide_as(layer: Layer, shape: tuple[int, ...]) -> Layer:
     """A layer as matrices or as convolutions of one pixel, as the weight is: tools write either for either."""
     if len(shape) == layer.down.ndim:
         return layer
@@ -202,13 +202,14 @@ def _foreign(
     narrowed = f" (narrowed from at least {[max(axes[axis]) + 1 for axis in axes]})" if axes else ""
     return refuse(
         f"LoRA, {source}",
-        f"made for a weight of {_told(layer.shape)}",
-        allowed=f"{_told(shape)}{narrowed}, as {module} of the student has it",
-        hint=_family(source, layer.shape, shape),
+        f"made for a weight of {told_shape(layer.shape)}",
+        allowed=f"{told_shape(shape)}{narrowed}, as {module} of the student has it",
+        hint=whose(source, layer.shape, shape),
     )
 
 
-def _family(source: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def whose(source: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """A hint: which family a layer is of that does not fit, where its width of text says it."""
     if re.search(r"attn2\.to_[kv]$", source):
         theirs, ours = _TEXT_WIDTHS.get(found[1]), _TEXT_WIDTHS.get(wanted[1])
         if theirs and theirs != ours:
@@ -216,5 +217,6 @@ def _family(source: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str
     return "it is a LoRA of another family; move one that was made for this student's teacher"
 
 
-def _told(shape: tuple[int, ...]) -> str:
+def told_shape(shape: tuple[int, ...]) -> str:
+    """A shape as people write it."""
     return " x ".join(map(str, shape))

@@ -1,0 +1,61 @@
+"""How models are named on the command line, and what their own files say of how they are sampled."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from decant.errors import UserError
+from decant.models.load import load
+from decant.stages.contenders import Contender, Sampling, contenders
+
+
+def lora(folder: Path, name: str = "style.safetensors") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    return folder / name
+
+
+def test_models_and_loras_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    style = lora(tmp_path / "a+b", "c+d.safetensors")
+    lora(tmp_path / "run", "pytorch_lora_weights.safetensors")
+    (tmp_path / "x=y+z").mkdir()
+    given = [f"scenes+{style}", "fast=teacher+run", "x=y+z", "runs/tiny", f"two={style.parent}/m+{style}", "runs/tiny"]
+    teacher, *found = contenders("scenes", given)
+    assert teacher == Contender("teacher", "scenes")
+    assert [(m.name, m.source, m.lora) for m in found] == [
+        ("scenes+c+d", "scenes", style),
+        ("fast", "scenes", Path("run")),
+        ("x-y+z", "x=y+z", None),
+        ("tiny", "runs/tiny", None),
+        ("two", f"{style.parent}/m", style),
+        ("tiny-2", "runs/tiny", None),
+    ]
+
+
+def test_what_is_not_there_or_named_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file absent\.safetensors[\s\S]*hint:"):
+        contenders("scenes", ["scenes+absent.safetensors"])
+    with pytest.raises(UserError, match="stands twice"):
+        contenders("scenes", ["a=scenes", "a=scenes"])
+    with pytest.raises(UserError, match="stands twice"):
+        contenders("scenes", ["teacher=scenes"])
+    other = lora(tmp_path / "loras", "one.safetensors")
+    with pytest.raises(UserError, match=f"name the file: {other}"):
+        contenders("scenes", [f"scenes+{tmp_path / 'loras'}"])
+
+
+def test_a_record_says_how_its_model_is_sampled(tmp_path: Path) -> None:
+    """That of the LoRA before that of the model; what is set by hand before both."""
+    pipeline = load("scenes")
+    assert Contender("a", "scenes").told(pipeline) == Sampling()
+    file = lora(tmp_path / "run")
+    model = Contender("b", "scenes", file)
+    assert model.told(pipeline) == Sampling()
+    (tmp_path / "run" / "decant.json").write_text(json.dumps({"sampling": {"guidance_scale": 1, "sampler": "lcm"}}))
+    assert model.told(pipeline) == Sampling("lcm", 1.0)
+    assert Sampling(guidance_scale=0.0).over(model.told(pipeline)) == Sampling("lcm", 0.0)
+    (tmp_path / "run" / "decant.json").write_text(json.dumps({"sampling": {"sampler": "lmc"}}))
+    with pytest.raises(UserError, match="did you mean 'lcm'"):
+        model.told(pipeline)
