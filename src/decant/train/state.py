@@ -304,9 +304,10 @@ class TrainState:
                 continue
             document = self.optimizers[name].state_dict()
             document["state"] = {}
-            for index, key in enumerate(named):
+            for index, (key, parameter) in enumerate(named.items()):
                 prefix = f"{name}/{key}/"
-                mine = {k.removeprefix(prefix): t for k, t in moments.items() if k.startswith(prefix)}
+                saved = {k.removeprefix(prefix): t for k, t in moments.items() if k.startswith(prefix)}
+                mine = {kind: _laid_out_as(parameter, t) for kind, t in saved.items()}
                 if mine:
                     document["state"][index] = mine
             self.optimizers[name].load_state_dict(document)
@@ -401,6 +402,13 @@ def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype, channels_la
     """A parameter's numbers on a device; those of convolutions with their channels innermost if asked for."""
     moved = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
     return moved.contiguous(memory_format=torch.channels_last) if channels_last and moved.ndim == 4 else moved
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A moment in its parameter's order of memory: a fused update reads both number by number as they lie there."""
+    if moment.shape != parameter.shape:
+        return moment
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _plain(thing: object) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def weights(state: TrainState) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in state.parameters["student"].items()}
 
 
-@pytest.mark.parametrize("changes", LEAN, ids=str)
+@pytest.mark.parametrize("changes", [{"channels_last": True}, *LEAN], ids=str)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     run = replace(RUN, schedule="one_cycle", warmup=2, **changes)
     whole, whole_steps = train(imitation(), run)
