@@ -20,9 +20,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from decant.models.load import condition_tokens, unet_config
 from decant.models.surgery.presets import published
 from decant.models.surgery.surgery import skeleton
-from decant.stages.distill import run_settings
 from decant.stages.distill_settings import Distill
 from decant.stages.fit import Pair, Peaks, blank_batch, fit, ladder, megabytes, method_maker, told
+from decant.stages.training import run_settings
 from decant.train.rehearsal import rehearsed
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from decant.recipe.runner import run_stage
-from decant.recipe.schema import Recipe, list_recipes, load_recipe, override, scaled
+from decant.recipe.schema import Recipe, Step, list_recipes, load_recipe, override, scaled
 from decant.scenes.folder import draw_folder
 from decant.stages import evaluate
 
@@ -26,13 +26,19 @@ PICTURES = 2000
 TEACHERS = {"sd1": "scenes", "sd2": "scenes", "sdxl": "scenes-xl"}
 CONTROL = {"sd1": "bk-sdm-tiny", "sdxl": "ssd-1b"}  # whose cut and whose random twin stand beside the students
 PROTOCOL = {"steps": 25, "guidance_scale": 5.0, "sampler": "ddpm"}  # v2.2's own
+FEW_STEPS = ("consistency", "dmd")  # see few_steps_table.py
 COLUMNS = ("student", "parameters", "pictures/s", "memory, MB", "accuracy, %", "agreement, %", "FID")
 
 
 def presets(family: str) -> dict[str, Recipe]:
-    """The presets of teachers of a kind that can be scaled to scenes."""
+    """The presets of teachers of a kind that can be scaled to scenes, and that take as many steps as their teacher."""
     known = [load_recipe(each["name"]) for each in list_recipes()]
+    known = [each for each in known if not any(step.stage in FEW_STEPS or _guided(step) for step in each.stages)]
     return {each.name: scaled(each, "scenes") for each in known if each.scales and each.teacher_family == family}
+
+
+def _guided(step: Step) -> bool:
+    return "teacher_guidance_scale" in step.settings
 
 
 def trained(name: str, recipe: Recipe, args: argparse.Namespace, changes: Sequence[str] = ()) -> dict[str, Any]:

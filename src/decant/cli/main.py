@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from decant import __version__
 from decant.cli.memory import keep_freed_memory
 from decant.errors import UserError, disk_full
+from decant.models.samplers import Sampler
 from decant.models.surgery.keep import BlockRule, ChannelRule
 from decant.ranks import ElsewhereError, alone, here, lost
 from decant.stages.interrupt import Interrupted, interruptible
@@ -30,6 +31,7 @@ scenes_app = App(name="scenes", help="The embedded world: draw it, or train its 
 app.command(scenes_app)
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+_SHARED = ("run", "distill", "consistency", "dmd", "decoder", "evaluate", "quickstart")  # by all ranks of a launcher
 Sets = Annotated[
     tuple[str, ...],
     Parameter(
@@ -46,7 +48,6 @@ OfModel = Annotated[
         show_default=False,
     ),
 ]
-Sampler = Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="print one JSON document on stdout")]
 
 
@@ -319,6 +320,74 @@ def decoder(  # noqa: PLR0913 (a pipeline and all that its decoder learns from)
 
 
 @app.command
+def consistency(  # noqa: PLR0913 (a student and all that it learns from)
+    student: str,
+    *,
+    teacher: str,
+    data: str,
+    out: Path,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: Device | None = None,
+    sets: Sets = (),
+    json: Json = False,
+) -> None:
+    """Take out steps and guidance by latent consistency: a student of two to eight steps.
+
+    Args:
+        student: a pipeline folder, one .safetensors file, a hub id, or `scenes`; the teacher again for a copy of it.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
+        data: captioned pictures: a folder, or COCO captions.
+        out: the student's pipeline folder.
+        seed: of every draw.
+        cache: a folder that keeps latents and text embeddings for many runs.
+        device: where to compute; auto: an accelerator if there is one.
+    """
+    from decant.cli import work
+
+    settings = work.on_device(work.settings_of("consistency", sets), device)
+    models: dict[str, str | Path] = {Path(student).name or "student": student}
+    record = work.one_stage(
+        "consistency", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
+    )
+    say(record, json, str(out))
+
+
+@app.command
+def dmd(  # noqa: PLR0913 (a student and all that it learns from)
+    student: str,
+    *,
+    teacher: str,
+    data: str,
+    out: Path,
+    seed: int = 0,
+    cache: Path | None = None,
+    device: Device | None = None,
+    sets: Sets = (),
+    json: Json = False,
+) -> None:
+    """Take out steps and guidance by distribution matching: a student of one to four steps.
+
+    Args:
+        student: a pipeline folder, one .safetensors file, a hub id, or `scenes`; the teacher again for a copy of it.
+        teacher: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
+        data: captioned pictures: a folder, or COCO captions.
+        out: the student's pipeline folder.
+        seed: of every draw.
+        cache: a folder that keeps latents and text embeddings for many runs.
+        device: where to compute; auto: an accelerator if there is one.
+    """
+    from decant.cli import work
+
+    settings = work.on_device(work.settings_of("dmd", sets), device)
+    models: dict[str, str | Path] = {Path(student).name or "student": student}
+    record = work.one_stage(
+        "dmd", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
+    )
+    say(record, json, str(out))
+
+
+@app.command
 def evaluate(  # noqa: PLR0913 (what is asked of every model)
     *models: str,
     teacher: str,
@@ -457,22 +526,22 @@ def generate(  # noqa: PLR0913 (the options of a picture)
     out: Path,
     steps: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     seed: int = 0,
-    guidance_scale: float = 7.5,
-    sampler: Sampler = "ddim",
+    guidance_scale: float | None = None,
+    sampler: Sampler | None = None,
     size: int | None = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Draw pictures.
+    """Draw pictures. A student of few steps knows how it is drawn; what is said here goes before.
 
     Args:
         model: a pipeline folder, one .safetensors file, a hub id, or `scenes`.
         prompt: one or more.
         out: a folder for the pictures.
-        steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25.
+        steps: one or more, for example 2 4 8; every prompt is drawn with each. Default 25, or as its record says.
         seed: of the first prompt's picture; the next prompt takes the next seed.
-        guidance_scale: 1 and below: without guidance.
-        sampler: as-is: the model's own.
+        guidance_scale: 1 and below: without guidance. Default 7.5, or as its record says.
+        sampler: as-is: the model's own. Default ddim, or as its record says.
         size: pixels; default the network's own.
         device: auto: an accelerator if there is one.
     """
@@ -481,7 +550,7 @@ def generate(  # noqa: PLR0913 (the options of a picture)
     files = draw_to(
         model,
         prompt,
-        steps or [25],
+        steps or [],
         seed,
         out,
         device,
@@ -495,9 +564,9 @@ def generate(  # noqa: PLR0913 (the options of a picture)
 @app.command
 def bench(  # noqa: PLR0913 (the conditions of a measurement)
     *models: str,
-    steps: int = 25,
-    guidance_scale: float = 7.5,
-    sampler: Sampler = "ddim",
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    sampler: Sampler | None = None,
     size: int | None = None,
     batch_size: int = 4,
     warmup: int = 1,
@@ -513,9 +582,9 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
 
     Args:
         models: as `generate` takes them, or an architecture at full size with random weights (`sd15`, `sd21`, `sdxl`).
-        steps: of the sampler, for the whole picture.
-        guidance_scale: 1 and below: without guidance.
-        sampler: as `generate` has them.
+        steps: of the sampler, for the whole picture. Default 25, or as each model's record says.
+        guidance_scale: 1 and below: without guidance. Default 7.5, or as each model's record says.
+        sampler: as `generate` has them. Default ddim, or as each model's record says.
         size: pixels; default each network's own.
         batch_size: pictures drawn together for pictures a second; 0 leaves that out.
         warmup: untimed rounds before the timed ones.
@@ -711,7 +780,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
 
 def _shared_by_ranks(tokens: Sequence[str]) -> bool:
     """Whether all ranks of a launcher work on a verb together. Any other the first does by itself."""
-    return any(word in ("run", "distill", "decoder", "evaluate", "quickstart") for word in tokens[:1])
+    return any(word in _SHARED for word in tokens[:1])
 
 
 def _tell_lost(tokens: Sequence[str] | None) -> None:

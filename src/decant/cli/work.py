@@ -277,6 +277,7 @@ def bench_models(models: Sequence[str], talk: Talk, **conditions: Any) -> dict[s
     """Measure models under the conditions of ``decant.stages.bench.How``, by name."""
     from decant.bench.machine import machine
     from decant.stages.bench import How, bench
+    from decant.stages.record import drawing_of
 
     if not models:
         raise refuse("models", "none", allowed="one or more", hint="decant bench scenes, or a pipeline folder")
@@ -284,7 +285,12 @@ def bench_models(models: Sequence[str], talk: Talk, **conditions: Any) -> dict[s
         if conditions.get(key, least) < least:
             hint = "5 repeats after 1 untimed round give a median and a spread"
             raise refuse(f"--{key.replace('_', '-')}", conditions[key], allowed=f"{least} or more", hint=hint)
-    found = bench(_named(models), How(**conditions), talk)
+    named, drawn = _named(models), ("steps", "guidance_scale", "sampler")
+    asked = {key: conditions.pop(key) for key in drawn if key in conditions and conditions[key] is not None}
+    conditions = {key: value for key, value in conditions.items() if key not in drawn}
+    recorded = {name: how.to_json() for name, model in named.items() if (how := drawing_of(model))}
+    own = {name: How(**{**conditions, **how, **asked}) for name, how in recorded.items()}
+    found = bench(named, How(**conditions, **asked), talk, own)
     return {"machine": machine(), "models": [{"name": name, **entry} for name, entry in found.items()]}
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from decant.errors import refuse
 from decant.models.layout import Pipeline, rebuilt
-
-Sampler = Literal["ddim", "ddpm", "lcm", "euler", "dpm++", "as-is"]
+from decant.models.samplers import Sampler
 
 
 def generate(
@@ -115,6 +114,11 @@ def _draw(pipeline: Pipeline, call: _Call, jobs: list[tuple[str, int]], output_t
     return painter([prompt for prompt, _ in jobs], **told).images
 
 
+def sampled_by(pipeline: Pipeline, sampler: Sampler) -> Pipeline:
+    """The same pipeline with another sampler of its own, which its folder then names."""
+    return rebuilt(pipeline, scheduler=_scheduler(pipeline, sampler))
+
+
 def _latents(pipeline: Pipeline, generators: list[torch.Generator], height: int, width: int) -> Tensor:
     """Starting noise (B, C, h, w), drawn in float32 on the CPU: the same for every device and dtype."""
     factor = pipeline.vae_scale_factor
@@ -124,22 +128,38 @@ def _latents(pipeline: Pipeline, generators: list[torch.Generator], height: int,
 
 
 def _scheduler(pipeline: Pipeline, sampler: Sampler) -> Any:
-    """The sampler with the betas, the prediction type and the spacing of the pipeline's own scheduler."""
+    """The sampler with the betas, the prediction type and the spacing of the pipeline's own scheduler.
+
+    "-trailing" ones space their timesteps evenly and begin at pure noise, as few steps must: see
+    `maths.timesteps.trailing`. LCM's own are those of a chain of 50.
+    """
     config = pipeline.scheduler.config
+    kind: Any = type(pipeline.scheduler)
+    changes: dict[str, Any] = {}
+    plain: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False}
+    trailing = {"timestep_spacing": "trailing"}
     match sampler:
         case "ddim":
-            return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+            kind, changes = DDIMScheduler, plain
+        case "ddim-trailing":
+            kind, changes = DDIMScheduler, plain | trailing
         case "ddpm":
-            return DDPMScheduler.from_config(config, clip_sample=False)
+            kind, changes = DDPMScheduler, {"clip_sample": False}
         case "lcm":
-            return LCMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
+            kind, changes = LCMScheduler, plain
+        case "lcm-trailing":
+            kind, changes = LCMScheduler, {**plain, "original_inference_steps": config["num_train_timesteps"]}
         case "euler":
-            return EulerDiscreteScheduler.from_config(config)
+            kind = EulerDiscreteScheduler
+        case "euler-trailing":
+            kind, changes = EulerDiscreteScheduler, trailing
         case "dpm++":
-            return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
+            kind, changes = DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}
         case "as-is":
-            return type(pipeline.scheduler).from_config(config)
-    assert_never(sampler)
+            pass
+        case _:
+            assert_never(sampler)
+    return kind.from_config(config, **changes)
 
 
 def _check(prompts: Sequence[str], seeds: Sequence[int], batch_size: int) -> None:

@@ -27,8 +27,11 @@ from decant.models.small_vae import decode_macs, encode_macs, new_small_vae, sma
 from decant.models.surgery.cut import cut
 from decant.models.surgery.surgery import skeleton
 from decant.recipe.runner import Job
+from decant.stages.consistency import ConsistencySettings
 from decant.stages.decoder import SmallDecoder
+from decant.stages.dmd import DmdSettings
 from decant.stages.prune import Prune, damage_of
+from decant.stages.training_settings import Training
 
 _FLOAT32 = 4
 _KEPT_CHECKPOINTS = 2
@@ -136,9 +139,11 @@ def _disk(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str, data: Map
         if not job.stage.gives_pipeline:
             continue
         wanted[job.name] = beside + nets[job.name].parameters * stored / 1e6
-        if job.kind == "distill":
-            copies = 3 + (_setting(job, "ema") is not None)  # weights, two moments, average
+        if isinstance(job.settings, Training):
+            copies = 3 + (job.settings.ema is not None)  # weights, two moments, average
             one = nets[job.name].parameters * _FLOAT32 * copies / 1e6
+            if isinstance(job.settings, DmdSettings):
+                one += nets["teacher"].parameters * _FLOAT32 * 3 / 1e6  # of the fake score
             wanted[f"{job.name}, checkpoints"] = one * (_KEPT_CHECKPOINTS + 1)
             wanted[f"{job.name}, cache"] = _cached_bytes(job, nets["teacher"], data) / 1e6 if data else 0.0
         if isinstance(job.settings, SmallDecoder):
@@ -196,11 +201,11 @@ def _time(jobs: Sequence[Job], nets: Mapping[str, _Net], teacher: str) -> dict[s
 def _macs(job: Job, nets: Mapping[str, _Net], teacher: str) -> float:
     """Multiply-accumulates of a stage: a backward pass is two forward passes."""
     match job.kind:
-        case "distill":
+        case "distill" | "consistency" | "dmd":
             samples = _setting(job, "steps") * _setting(job, "batch_size") * _setting(job, "accumulation")
             size = _setting(job, "size")
             student, elder = (_at(nets[name], size) for name in (job.name, "teacher"))
-            return samples * (3.0 * student + elder)
+            return float(samples * _sample_macs(job, student, elder))
         case "decoder":
             assert isinstance(job.settings, SmallDecoder)
             small, latent = _small(job.settings, teacher), latent_of(nets["teacher"].unet.config, job.settings.size)
@@ -216,13 +221,26 @@ def _macs(job: Job, nets: Mapping[str, _Net], teacher: str) -> float:
             return 0.0
 
 
+def _sample_macs(job: Job, student: int, teacher: int) -> float:
+    """Multiply-accumulates for one sample of an update of the student's."""
+    match job.settings:
+        case ConsistencySettings():  # the believed end, and both halves of the teacher
+            return 4.0 * student + 2 * teacher
+        case DmdSettings() as told:  # on its way a student runs half its steps; the fake score is as large as a teacher
+            way = (told.sample_steps - 1) / 2
+            fake = told.fake_updates * ((way + 1) * student + 3 * teacher)
+            return (way + 3.0) * student + 3 * teacher + fake
+        case _:
+            return 3.0 * student + teacher
+
+
 def _at(net: _Net, size: int | None) -> int:
     return net.macs if size is None else macs(net.unet, latent_of(net.unet.config, size), net.tokens)
 
 
 def _pace(jobs: Sequence[Job], nets: Mapping[str, _Net], device: torch.device) -> _Pace:
-    """Measured with the first distillation's own networks where they are small, else with one convolution."""
-    job = next((job for job in jobs if job.kind == "distill"), None)
+    """Measured with the first training's own networks where they are small, else with one convolution."""
+    job = next((job for job in jobs if isinstance(job.settings, Training)), None)
     student, teacher = nets[job.name if job else "teacher"], nets["teacher"]
     bytes_needed = _FLOAT32 * (teacher.parameters + 4 * student.parameters)
     room = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0]

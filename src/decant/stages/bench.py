@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,9 +16,10 @@ from decant.data.picture import Frame
 from decant.models.cost import size_mb
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
-from decant.models.generate import Sampler, generate, pixels
+from decant.models.generate import generate, pixels
 from decant.models.layout import Pipeline, networks
 from decant.models.load import load, place_of
+from decant.models.samplers import Drawing, Sampler
 from decant.models.untrained import TextToImage, untrained
 from decant.stages.progress import Tick, progress
 from decant.stages.record import figures_of
@@ -45,27 +46,38 @@ class How:
     dtype: Precision = "float32"
 
 
-def bench(models: Mapping[str, str | Path], how: How, talk: Callable[[str], None]) -> dict[str, Entry]:
+def drawn_as(how: How, drawing: Drawing) -> How:
+    """The same conditions with other steps, guidance and sampler."""
+    return replace(how, steps=drawing.steps, guidance_scale=drawing.guidance_scale, sampler=drawing.sampler)
+
+
+def bench(
+    models: Mapping[str, str | Path], how: How, talk: Callable[[str], None], own: Mapping[str, How] | None = None
+) -> dict[str, Entry]:
     """Counts, times and memory of every model, by name: the entries of ``report.json``, without scores.
 
+    ``own``: of models that are drawn in another way than the others; they differ in nothing else.
     Models of the same networks differ in weights alone, which cost nothing: the first of them is measured, and the
     others say so in ``measured_as``.
     """
+    hows = dict.fromkeys(models, how) | dict(own or {})
     entries: dict[str, Entry] = {}
     first: dict[str, str] = {}
     opened: dict[str, Pipeline] = {}
     for name, source in models.items():
         pipeline = open_model(source, how.dtype)
-        entries[name] = _counts(source, pipeline, how)
-        twin = first.setdefault(work_of(pipeline), name)
+        entries[name] = _counts(source, pipeline, hows[name])
+        twin = first.setdefault(f"{work_of(pipeline)} {hows[name]}", name)
         if twin != name:
             entries[name]["measured_as"] = twin
         elif fits([*opened.values(), pipeline], how):
             opened[name] = pipeline
     distinct = {name: models[name] for name in first.values()}
     if how.repeats:
-        memory = dict(zip(distinct, alone(_memory, [(s, how) for s in distinct.values()]), strict=True))
-        found = _timed(distinct, opened if opened.keys() == distinct.keys() else {}, how, talk)
+        memory = dict(
+            zip(distinct, alone(_memory, [(source, hows[name]) for name, source in distinct.items()]), strict=True)
+        )
+        found = _timed(distinct, opened if opened.keys() == distinct.keys() else {}, hows, talk)
         for name, entry in entries.items():
             source_name = entry.get("measured_as", name)
             entries[name] = {**entry, **memory[source_name], **found[source_name]}
@@ -115,10 +127,11 @@ def fits(pipelines: list[Pipeline], how: How) -> bool:
 def _timed(
     distinct: Mapping[str, str | Path],
     opened: Mapping[str, Pipeline],
-    how: How,
+    hows: Mapping[str, How],
     talk: Callable[[str], None],
 ) -> dict[str, Entry]:
     """Times of every model: in turns where all are open at once, else one model after the other."""
+    how = next(iter(hows.values()))
     device, interleaved = pick(how.device), bool(opened)
     groups = [distinct] if interleaved else [{name: source} for name, source in distinct.items()]
     found: dict[str, Entry] = {}
@@ -126,14 +139,14 @@ def _timed(
     with progress("timing", len(distinct) * rounds * (5 if how.batch_size else 4), talk) as tick:
         for number, group in enumerate(groups):
             pipelines = {n: (opened.get(n) or open_model(s, how.dtype)).to(device) for n, s in group.items()}
-            calls = {(n, part): call for n, p in pipelines.items() for part, call in calls_of(p, how).items()}
+            calls = {(n, part): call for n, p in pipelines.items() for part, call in calls_of(p, hows[n]).items()}
             told = partial(_tick, tick, number * rounds * len(calls))
             with torch.no_grad():
                 times = time_rounds(calls, warmup=how.warmup, repeats=how.repeats, tick=told)
             for name, pipeline in pipelines.items():
                 own = {part: latency for (model, part), latency in times.items() if model == name}
-                conditions = {**conditions_of(pipeline, how), "interleaved": interleaved and len(group) > 1}
-                found[name] = {**_figures(own, how), "measured": conditions}
+                conditions = {**conditions_of(pipeline, hows[name]), "interleaved": interleaved and len(group) > 1}
+                found[name] = {**_figures(own, hows[name]), "measured": conditions}
     return found
 
 

@@ -73,7 +73,7 @@ def _body(record: Mapping[str, Any], kind: str) -> str:
             f"from diffusers import {kind}",
             "",
             f'pipeline = {kind}.from_pretrained("path/or/id/of/this/model")',
-            'picture = pipeline("a prompt", num_inference_steps=25).images[0]',
+            f'picture = pipeline("a prompt", {_asked(record)}).images[0]',
             "```",
             "",
             "## How it was made",
@@ -96,6 +96,14 @@ def _body(record: Mapping[str, Any], kind: str) -> str:
             "",
         ]
     )
+
+
+def _asked(record: Mapping[str, Any]) -> str:
+    """What a pipeline is told besides the prompt; its scheduler knows the rest."""
+    how = record.get("sampling")
+    if not how:
+        return "num_inference_steps=25"
+    return f"num_inference_steps={how['steps']}, guidance_scale={how['guidance_scale']}"
 
 
 def _step(step: Mapping[str, Any]) -> str:
@@ -166,8 +174,8 @@ def _safety(safety: Mapping[str, str]) -> str:
 
 def _made_by(record: Mapping[str, Any]) -> list[str]:
     stages = [step.get("stage") for step in [*record.get("lineage", []), record]]
-    tags = {"prune": "pruned", "distill": "distilled"}
-    return [tag for stage, tag in tags.items() if stage in stages]
+    tags = {"prune": "pruned", "distill": "distilled", "consistency": "few-step", "dmd": "few-step"}
+    return list(dict.fromkeys(tag for stage, tag in tags.items() if stage in stages))
 
 
 def _record(place: Path) -> dict[str, Any]:

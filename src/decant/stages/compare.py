@@ -20,8 +20,9 @@ from decant.maths.seeds import seed_of
 from decant.models.cost import size_mb
 from decant.models.device import Device, pick
 from decant.models.families.of import family_of
-from decant.models.generate import Sampler, generate, pixels
+from decant.models.generate import generate, pixels
 from decant.models.load import place_of
+from decant.models.samplers import Sampler
 from decant.stages.arm_scores import Judge
 from decant.stages.arm_times import Opened, times
 from decant.stages.asked import Asked, is_scene

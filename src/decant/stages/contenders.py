@@ -10,10 +10,10 @@ import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from decant.errors import nearest, refuse
-from decant.models.generate import Sampler
 from decant.models.layout import Pipeline
 from decant.models.load import cast, fingerprint, load, place_of
 from decant.models.move.lora_file import FILE, lora_header, merge_lora
+from decant.models.samplers import Sampler
 from decant.stages.record import read_record
 
 Role = Literal["teacher", "student", "control"]

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, TextIO
 
 from decant.train.loop import Step
@@ -45,15 +45,15 @@ class Curve:
 
     def thinned(self) -> list[dict[str, Any]]:
         """About two hundred points, each the mean over its stretch of steps: ``{"step", "losses"}``."""
-        points, sums, count = [], dict[str, float](), 0
+        points: list[dict[str, Any]] = []
+        values: dict[str, list[float]] = {}
         for text in self.path.read_text().splitlines() if self.path else ():
             line = json.loads(text)
-            count += 1
             for name, value in line["losses"].items():
-                sums[name] = sums.get(name, 0.0) + value
+                values.setdefault(name, []).append(value)
             if line["step"] % self.every == 0:
-                points.append({"step": line["step"], "losses": {name: value / count for name, value in sums.items()}})
-                sums, count = {}, 0
+                points.append({"step": line["step"], "losses": {name: mean(each) for name, each in values.items()}})
+                values = {}
         return points
 
 

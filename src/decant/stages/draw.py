@@ -8,12 +8,13 @@ from decant.models.cost import parameters, size_mb
 from decant.models.device import Device, pick
 from decant.models.families.latents import has_encoder
 from decant.models.families.of import family_of
-from decant.models.generate import Sampler, generate
+from decant.models.generate import generate
 from decant.models.layout import networks
 from decant.models.load import architecture, condition_tokens, known_architectures, load, place_of, stored_dtype
+from decant.models.samplers import Drawing, Sampler
 from decant.models.surgery.surgery import layer_map, skeleton
 from decant.stages.pictures import save_picture
-from decant.stages.record import figures_of, read_record, surgery_map_of
+from decant.stages.record import drawing_of, figures_of, read_record, surgery_map_of
 
 
 def draw_to(  # noqa: PLR0913 (the options of a picture)
@@ -24,22 +25,27 @@ def draw_to(  # noqa: PLR0913 (the options of a picture)
     out: Path,
     device: Device,
     *,
-    guidance_scale: float = 7.5,
-    sampler: Sampler = "ddim",
+    guidance_scale: float | None = None,
+    sampler: Sampler | None = None,
     size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Draw every prompt with every number of steps; prompt i has seed ``seed + i``. Gives what was written."""
+    """Draw every prompt with every number of steps; prompt i has seed ``seed + i``. Gives what was written.
+
+    What is not said is as the model's record says, or as a teacher is drawn; no steps: those.
+    """
+    usual = drawing_of(model) or Drawing()
+    guidance_scale = usual.guidance_scale if guidance_scale is None else guidance_scale
     pipeline = load(model).to(pick(device))
     seeds = [seed + index for index in range(len(prompts))]
     written = []
-    for n in steps:
+    for n in steps or [usual.steps]:
         drawn = generate(
             pipeline,
             prompts,
             seeds,
             steps=n,
             guidance_scale=guidance_scale,
-            sampler=sampler,
+            sampler=sampler or usual.sampler,
             size=size,
             batch_size=1,
         )

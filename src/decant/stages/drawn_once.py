@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from decant.models.generate import Sampler, generate
+from decant.models.generate import generate
 from decant.models.layout import Pipeline
+from decant.models.samplers import Sampler
 
 _KEY = "decant"
 

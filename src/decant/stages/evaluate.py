@@ -17,18 +17,19 @@ from decant.metrics.interval import bootstrap_mean
 from decant.models.device import Device, pick
 from decant.models.families.family import Family
 from decant.models.families.of import family_of
-from decant.models.generate import Sampler, generate, pixels
+from decant.models.generate import generate, pixels
 from decant.models.layout import Pipeline
 from decant.models.load import load
+from decant.models.samplers import Drawing, Sampler
 from decant.ranks import Ranks
 from decant.stages.asked import Asked, Captions, HeldOut, asked
-from decant.stages.bench import How, bench
+from decant.stages.bench import How, bench, drawn_as
 from decant.stages.distances import Distances, distances
 from decant.stages.encode import encode_data
 from decant.stages.output_error import output_error
 from decant.stages.pictures import save_picture
 from decant.stages.progress import progress
-from decant.stages.record import read_record
+from decant.stages.record import drawing_of, read_record
 from decant.stages.samples import Sampling, drawer
 from decant.stages.scoring import Drawn, Picture, number, scores, told
 from decant.stages.stage import Inputs, Settings, Stage
@@ -45,6 +46,9 @@ class Evaluate(Settings):
     steps: int = Field(25, ge=1, description="of the sampler")
     guidance_scale: float = Field(7.5, ge=0, description="1 and below: without guidance")
     sampler: Sampler = Field("ddim", description="as-is: the model's own")
+    sampling: Literal["recorded", "asked"] = Field(
+        "recorded", description="recorded: a student of few steps is drawn as its record says; asked: as all others"
+    )
     batch_size: int = Field(16, ge=1, description="pictures drawn at once")
     size: int | None = Field(None, ge=8, description="pixels; null: the network's own")
     shown: int = Field(12, ge=0, description="captions whose pictures the report shows")
@@ -74,10 +78,13 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     ][: settings.shown]
     entries: list[dict[str, Any]] = []
     proof = _Proof.of(settings, inputs, ask, device) if ask.held else None
+    asked_for = Drawing(settings.steps, settings.guidance_scale, settings.sampler)
+    recorded = {} if settings.sampling == "asked" else _recorded(models, inputs)
     with progress("drawing pictures", len(models) * len(ask.captions), inputs.talk) as tick:
         for place, (name, source) in enumerate(models.items()):
             pipeline = load(source).to(device)
-            pictures, error = _draw(pipeline, ask, settings, inputs.ranks), proof.scores(pipeline) if proof else {}
+            how = recorded.get(name, asked_for)
+            pictures, error = _draw(pipeline, ask, settings, how, inputs.ranks), proof.scores(pipeline) if proof else {}
             tick((place + 1) * len(ask.captions), name)
             if not inputs.ranks.first:
                 continue
@@ -97,7 +104,9 @@ def run(settings: Evaluate, inputs: Inputs, out: Path) -> dict[str, Any]:
     if left_out:
         told_out = "; ".join(f"{item['score']} ({item['reason']}; {item['hint']})" for item in left_out)
         inputs.talk(f"left out: {told_out}")
-    measured = bench(models, _how(settings), inputs.talk)
+    timed = _how(settings)
+    own = {name: drawn_as(timed, each) for name, each in recorded.items()}
+    measured = bench(models, timed, inputs.talk, own)
     return {
         "machine": machine(),
         "peak_memory_mb": round(peak_memory_mb().process_mb, 1),
@@ -117,7 +126,15 @@ def _unread(ask: Asked, teacher: Drawn | None) -> list[dict[str, str]]:
     return [{"score": "scene_accuracy", "reason": reason, "hint": "--set size=64, where the networks can draw that"}]
 
 
-def _draw(pipeline: Pipeline, ask: Asked, settings: Evaluate, ranks: Ranks) -> list[Picture]:
+def _recorded(models: Mapping[str, str | Path], inputs: Inputs) -> dict[str, Drawing]:
+    """How the students of few steps want to be drawn, told."""
+    found = {name: how for name, source in models.items() if (how := drawing_of(source))}
+    for name, how in found.items():
+        inputs.talk(f"{name}: {how.told}, as its record says (sampling=asked for what is asked of all)")
+    return found
+
+
+def _draw(pipeline: Pipeline, ask: Asked, settings: Evaluate, how: Drawing, ranks: Ranks) -> list[Picture]:
     """All pictures, in order; each rank draws some of the batches."""
     shares = ranks.shares(len(ask.captions), settings.batch_size)
     mine = shares[ranks.rank]
@@ -125,9 +142,9 @@ def _draw(pipeline: Pipeline, ask: Asked, settings: Evaluate, ranks: Ranks) -> l
         pipeline,
         [ask.captions[place] for place in mine],
         [ask.seeds[place] for place in mine],
-        steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-        sampler=settings.sampler,
+        steps=how.steps,
+        guidance_scale=how.guidance_scale,
+        sampler=how.sampler,
         batch_size=settings.batch_size,
         size=settings.size,
     )

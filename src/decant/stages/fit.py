@@ -21,9 +21,10 @@ from decant.models.families.of import bare_family
 from decant.models.families.unet import blank, forward
 from decant.models.projection import Projection
 from decant.models.surgery.surgery import SurgeryMap, skeleton
-from decant.stages.distill import precision_of, proof_batch, run_settings
+from decant.stages.distill import proof_batch
+from decant.stages.distill_method import method_between, pairs_between
 from decant.stages.distill_settings import Distill, values_of
-from decant.stages.players import method_between, pairs_between
+from decant.stages.training import precision_of, run_settings
 from decant.train.optimizers import ready_8bit
 from decant.train.rehearsal import peak_of_calls, peak_of_updates
 

@@ -37,7 +37,7 @@ class LoraSettings(BaseModel):
         return float(self.rank if self.alpha is None else self.alpha)
 
 
-def add_lora(student: UNet2DConditionModel, settings: LoraSettings, seed: int) -> None:
+def add_lora(student: UNet2DConditionModel, settings: LoraSettings, seed: int, name: str = _ADAPTER) -> None:
     """Put the small matrices in; the student answers as before, since one of each pair begins at zero.
 
     Raises:
@@ -52,7 +52,7 @@ def add_lora(student: UNet2DConditionModel, settings: LoraSettings, seed: int) -
         torch.manual_seed(seed)
         alpha: Any = settings.numerator  # typed as a whole number there; fractions work
         config = LoraConfig(r=settings.rank, lora_alpha=alpha, target_modules=list(settings.targets))
-        student.add_adapter(config, adapter_name=_ADAPTER)
+        student.add_adapter(config, adapter_name=name)
 
 
 def is_lora(name: str) -> bool:

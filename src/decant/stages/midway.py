@@ -15,12 +15,13 @@ from torch import nn
 from decant.models.generate import generate
 from decant.models.layout import Pipeline
 from decant.models.load import load
+from decant.models.samplers import Drawing
 from decant.stages.asked import Asked, HeldOut, asked
 from decant.stages.distances import Distances, distances
-from decant.stages.distill_settings import Distill
 from decant.stages.players import Players
 from decant.stages.scoring import Drawn, Picture, scores, told
 from decant.stages.stage import Inputs
+from decant.stages.training_settings import Training
 from decant.train.state import TrainState
 
 # The best student is the one with the best of these, the first that is measured: (name, higher is better).
@@ -46,18 +47,21 @@ def drawing(state: TrainState, players: Players) -> Iterator[Pipeline]:
 class Midway:
     """Every so many steps: the same captions and seeds drawn, scored beside the teacher's pictures, and remembered."""
 
-    settings: Distill
+    settings: Training
     inputs: Inputs
     players: Players
+    student: Drawing
+    teacher: Drawing
 
     def at(self, state: TrainState) -> None:
         """Score the student of this step, and keep its weights where it is the best so far."""
         with drawing(state, self.players) as pipeline:
             found = self._scores(pipeline)
             weights = {name: value.cpu().clone() for name, value in pipeline.unet.state_dict().items()}
-        self.inputs.talk(f"step {state.step}: {told(found)}")
-        earlier = [entry for entry in self.history if entry["step"] < state.step]
-        entry = {"step": state.step, "scores": found}
+        step = state.updates["student"]
+        self.inputs.talk(f"step {step}: {told(found)}")
+        earlier = [entry for entry in self.history if entry["step"] < step]
+        entry = {"step": step, "scores": found}
         if all(_better(entry, other) for other in earlier):
             save_file(weights, self._best.with_suffix(".tmp"))
             self._best.with_suffix(".tmp").replace(self._best)
@@ -73,32 +77,34 @@ class Midway:
             return []
         return [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines()]
 
-    def take_best(self, student: nn.Module) -> int | None:
-        """Give the student the weights of its best evaluation; says of which step, None where none was made."""
-        history = self.history
-        if not history:
-            return None
-        best = history[0]
-        for entry in history[1:]:
-            best = entry if _better(entry, best) else best
-        student.load_state_dict(load_file(self._best))
-        return int(best["step"])
+    def take_best(self, student: nn.Module) -> None:
+        """Give the student the weights of its best evaluation, where one was made."""
+        if self.history:
+            student.load_state_dict(load_file(self._best))
+
+    @property
+    def best_step(self) -> int:
+        """The step of the best evaluation; there is one."""
+        first, *later = self.history
+        for entry in later:
+            first = entry if _better(entry, first) else first
+        return int(first["step"])
 
     def _scores(self, pipeline: Pipeline) -> dict[str, Any]:
-        drawn, (teacher, apart) = Drawn.of(self._draw(pipeline), self._ask), self._teacher
+        drawn, (teacher, apart) = Drawn.of(self._draw(pipeline, self.student), self._ask), self._teacher
         return scores(drawn, teacher) | apart.figures(drawn, teacher=False)
 
-    def _draw(self, pipeline: Pipeline) -> list[Picture]:
-        settings = self.settings
+    def _draw(self, pipeline: Pipeline, how: Drawing) -> list[Picture]:
         return list(
             generate(
                 pipeline,
                 self._ask.captions,
                 self._ask.seeds,
-                steps=settings.sample_steps,
-                guidance_scale=settings.evaluate_guidance_scale,
-                batch_size=settings.batch_size,
-                size=settings.size,
+                steps=how.steps,
+                guidance_scale=how.guidance_scale,
+                sampler=how.sampler,
+                batch_size=self.settings.batch_size,
+                size=self.settings.size,
             )
         )
 
@@ -116,7 +122,7 @@ class Midway:
     @cached_property
     def _teacher(self) -> tuple[Drawn, Distances]:
         device = next(self.players.student.parameters()).device
-        teacher = Drawn.of(self._draw(load(self.inputs.teacher).to(device)), self._ask)
+        teacher = Drawn.of(self._draw(load(self.inputs.teacher).to(device), self.teacher), self._ask)
         return teacher, distances(self._ask, teacher)
 
     @property

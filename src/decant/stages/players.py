@@ -1,6 +1,6 @@
-"""Who takes part in a distillation: teachers, student, and the method between them."""
+"""Who takes part in a training: teacher, student, and how both are told and sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,19 +8,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.errors import refuse
 from decant.maths.prediction import Prediction
-from decant.methods.kd import KD, Knobs, Timesteps
 from decant.models.families.family import Family
 from decant.models.families.of import family_of
+from decant.models.generate import sampled_by
 from decant.models.layout import Pipeline
 from decant.models.load import load, with_unet
-from decant.models.projection import Projection
-from decant.models.surgery.features import feature_widths, kept_channels, pairs_of
-from decant.models.surgery.surgery import SurgeryMap
-from decant.stages.distill_settings import Distill, values_of
-from decant.stages.following import followed
-from decant.stages.lora import add_lora, is_lora
-from decant.stages.record import surgery_map_of
+from decant.models.samplers import Sampler
+from decant.stages.lora import add_lora
 from decant.stages.stage import Inputs
+from decant.stages.training_settings import Training
 
 Config = dict[str, Any]
 # What SDXL's networks are told besides the text: one of another kind cannot take the teacher's conditions.
@@ -29,25 +25,29 @@ _TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_emb
 
 @dataclass(frozen=True)
 class Players:
-    """What a run is made of, opened, and the captions of its sample pictures. prediction: what the student answers."""
+    """What a run is made of, opened, and the captions of its sample pictures.
+
+    prediction: what the student answers. sampler: what it is drawn by, None for what its teacher is.
+    """
 
     teacher: Pipeline
     student: UNet2DConditionModel
     family: Family
     captions: tuple[str, ...]
     prediction: Prediction
-    next_teachers: tuple[UNet2DConditionModel, ...] = ()
+    sampler: Sampler | None = None
 
     def drawing_with(self, student: UNet2DConditionModel) -> Pipeline:
-        """The teacher's pipeline around the student."""
-        return with_unet(self.teacher, student, self.prediction)
+        """The teacher's pipeline around the student, with the student's sampler."""
+        pipeline = with_unet(self.teacher, student, self.prediction)
+        return pipeline if self.sampler is None else sampled_by(pipeline, self.sampler)
 
 
-def open_players(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -> Players:
-    """Teachers and student from their folders, with a LoRA's layers and checkpointing where they are asked for.
+def open_players(settings: Training, inputs: Inputs, captions: tuple[str, ...]) -> Players:
+    """Teacher and student from their folders, with a LoRA's layers and checkpointing where they are asked for.
 
     Raises:
-        UserError: a network that cannot take the teacher's latents and conditions, or a later teacher of another kind.
+        UserError: a network that cannot take the teacher's latents and conditions.
     """
     teacher = load(inputs.teacher)
     cut = load(inputs.source)
@@ -57,9 +57,16 @@ def open_players(settings: Distill, inputs: Inputs, captions: tuple[str, ...]) -
         add_lora(student, settings.lora, inputs.seed)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    others = tuple(_next_teacher(each.teacher, teacher, inputs) for each in settings.next_teachers)
-    prediction = settings.prediction or family_of(cut).prediction
-    return Players(teacher, student, family_of(teacher), captions, prediction, others)
+    return Players(teacher, student, family_of(teacher), captions, family_of(cut).prediction, settings.sampler)
+
+
+def later_teachers(sources: Sequence[str], first: Pipeline, inputs: Inputs) -> tuple[UNet2DConditionModel, ...]:
+    """The UNets of teachers that take over from the first.
+
+    Raises:
+        UserError: one of another kind than the first.
+    """
+    return tuple(_next_teacher(source, first, inputs) for source in sources)
 
 
 def _next_teacher(source: str, first: Pipeline, inputs: Inputs) -> UNet2DConditionModel:
@@ -87,89 +94,3 @@ def _check_told(unet: UNet2DConditionModel, teacher: Pipeline, place: str, hint:
         own, theirs = unet.config[name], teacher.unet.config[name]
         if own != theirs:
             raise refuse(f"{place}: {name}", own, allowed=f"{theirs}, as the teacher's", hint=hint)
-
-
-def method_of(settings: Distill, inputs: Inputs, players: Players) -> KD:
-    """The method that the settings ask for, its features paired by the student's surgery map.
-
-    Raises:
-        UserError: features are asked for and the student has no surgery map, or none fits.
-    """
-    settings = settings.model_copy(update={"prediction": players.prediction})
-    pairs, projections = _paired(settings, inputs, players) if any(values_of(settings.feature)) else ({}, {})
-    teachers = [players.teacher.unet, *players.next_teachers]
-    return method_between(settings, players.family, players.student, teachers, pairs, projections)
-
-
-def method_between(
-    settings: Distill,
-    family: Family,
-    student: UNet2DConditionModel,
-    teachers: Sequence[UNet2DConditionModel],
-    pairs: Mapping[str, str],
-    projections: Mapping[str, Projection],
-) -> KD:
-    """The method that the settings ask for, between these networks."""
-    scales = settings.teacher_guidance_scale
-    how = settings.timesteps
-    knobs = Knobs(
-        task=followed(settings.task),
-        output=followed(settings.output),
-        feature=followed(settings.feature),
-        output_distance=settings.output_distance,
-        feature_distance=settings.feature_distance,
-        min_snr_gamma=settings.min_snr_gamma,
-        feature_snr=settings.feature_snr,
-        caption_dropout=followed(settings.caption_dropout),
-        guidance_scale=scales,
-        timesteps=Timesteps(how.kind, followed(how.count), how.mean, how.std),
-        steps=settings.steps,
-        switches=tuple(round(each.at * settings.steps) for each in settings.next_teachers),
-        prediction=settings.prediction,
-        ema=settings.ema,
-    )
-    trained = is_lora if settings.lora is not None else lambda name: True
-    return KD.of(family, student, teachers, pairs, knobs, projections, trained)
-
-
-def _paired(settings: Distill, inputs: Inputs, players: Players) -> tuple[dict[str, str], dict[str, Projection]]:
-    """The pairs whose features are compared, and the maps of those whose widths differ."""
-    known = surgery_map_of(inputs.source)
-    if known is None:
-        raise refuse(
-            f"student {inputs.source}",
-            "no surgery map in its decant.json",
-            allowed="a student that decant cut",
-            hint="`decant prune` writes the map that pairs layers; or set feature=0",
-        )
-    mine, theirs = dict(players.student.config), dict(players.teacher.unet.config)
-    pairs, widths = pairs_between(settings, mine, theirs, known, players.family.tokens)
-    return pairs, {name: _projection(name, *each, known) for name, each in widths.items()}
-
-
-def pairs_between(
-    settings: Distill, mine: Config, theirs: Config, known: SurgeryMap, tokens: int
-) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """The pairs whose features are compared, and where they differ the student's and the teacher's width.
-
-    Raises:
-        UserError: no feature has its teacher's width, and no projection is asked for.
-    """
-    pairs: dict[str, str] = {}
-    for level in settings.features:
-        pairs |= pairs_of(level, mine, theirs, known)
-    widths = feature_widths(mine, list(pairs), tokens)
-    wanted = feature_widths(theirs, list(pairs.values()), tokens)
-    other = {name: (widths[name], wanted[twin]) for name, twin in pairs.items() if widths[name] != wanted[twin]}
-    if settings.projection:
-        return pairs, other
-    pairs = {name: twin for name, twin in pairs.items() if name not in other}
-    if not pairs:
-        allowed = "features of which some have the teacher's width"
-        hint = "set projection=true, or feature=0"
-        raise refuse("distill.features", ", ".join(settings.features), allowed=allowed, hint=hint)
-    return pairs, {}
-
-
-def _projection(name: str, width: int, wanted: int, known: SurgeryMap) -> Projection:
-    return Projection(width, wanted, kept_channels(known, name, width))

@@ -8,6 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.errors import refuse
 from decant.models.cost import latent_of, macs, parameters
+from decant.models.samplers import Drawing
 from decant.models.surgery.surgery import SurgeryMap
 
 
@@ -40,7 +41,16 @@ def inherited(source: str | Path) -> dict[str, Any]:
     lineage = list(parent.get("lineage", []))
     if parent:
         lineage.append({key: parent[key] for key in ("stage", "name", "settings", "seed", "made") if key in parent})
-    return {"lineage": lineage}
+    sampling = {"sampling": parent["sampling"]} if "sampling" in parent else {}
+    return {"lineage": lineage, **sampling}
+
+
+def drawing_of(source: str | Path) -> Drawing | None:
+    """How a student of few steps wants to be drawn, by its record; None for all others."""
+    said = read_record(source).get("sampling")
+    if not isinstance(said, dict):
+        return None
+    return Drawing(int(said["steps"]), float(said["guidance_scale"]), said["sampler"])
 
 
 def surgery_map_of(source: str | Path) -> SurgeryMap | None:

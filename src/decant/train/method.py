@@ -16,12 +16,22 @@ class Player:
     """Someone who learns. Players may share a module (LoRA roles do), never a parameter.
 
     parameters: the names, as ``module.named_parameters()`` gives them, of what this player trains.
-    ema: decay of the exponential moving average of those, or None for none.
+    ema: decay of the exponential moving average of those, or None for none. run_average: the average is a network too,
+    by the name that ``average_of`` gives. updates_each: updates of this player for one of the student's, over which its
+    learning rate goes. lr_scale: its learning rate by the run's.
     """
 
     module: nn.Module
     parameters: frozenset[str]
     ema: float | None = None
+    run_average: bool = False
+    updates_each: int = 1
+    lr_scale: float = 1.0
+
+
+def average_of(player: str) -> str:
+    """Among the networks of a run, the name of a player's average."""
+    return f"{player}, averaged"
 
 
 class Method(Protocol):
@@ -41,5 +51,6 @@ class Method(Protocol):
     def terms(self, player: str, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, step: int) -> Sequence[Term]:
         """The losses of a micro-batch in ``player``'s turn.
 
-        ``nets`` holds every player's and frozen network by name, placed and wrapped: call these alone.
+        ``nets`` holds every player's and frozen network by name, and averages that are run, placed and wrapped: call
+        these alone.
         """

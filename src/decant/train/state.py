@@ -1,5 +1,6 @@
 """The state of a training run: everything an update changes, and how it is saved and taken up again."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from decant.models.pace import InDtype, check_compiler, compiled, fast_products
 from decant.ranks import here
 from decant.train import checkpoint
 from decant.train.ema import EMA
-from decant.train.method import Method, Player
+from decant.train.method import Method, Player, average_of
 from decant.train.norm import norm_of
 from decant.train.one_by_one import OneByOne
 from decant.train.optimizers import LRSchedule, Optimizer, adamw, adamw8bit, lr_at
@@ -117,6 +118,7 @@ class TrainState:
             for name, player in self.players.items()
             if player.ema is not None
         }
+        self.nets |= {average_of(name): self._average(name) for name, each in self.players.items() if each.run_average}
         self.updates = dict.fromkeys(self.players, 0)
         self._focused: str | None = None
         self._shrink: Tensor | None = None
@@ -216,10 +218,20 @@ class TrainState:
         self.updates[player] += 1
         return lr
 
+    def _average(self, player: str) -> nn.Module:
+        """A network whose trained parameters are those of ``player``'s average, and so follow it."""
+        module = self.players[player].module
+        twin = copy.deepcopy(module).requires_grad_(False).eval()
+        for name, parameter in twin.named_parameters():
+            own = self.ema[player].weights.get(name)
+            parameter.data = module.get_parameter(name).data if own is None else own
+        return compiled(twin) if self.run.compile else twin
+
     def _lr(self, player: str) -> float:
         """The learning rate of ``player``'s coming update."""
-        run = self.run
-        return run.lr * lr_at(run.schedule, self.updates[player], run.steps, run.warmup)
+        run, who = self.run, self.players[player]
+        pace = lr_at(run.schedule, self.updates[player] // who.updates_each, run.steps, run.warmup)
+        return run.lr * who.lr_scale * pace
 
     def save(self, work: Path, keep: int = 2) -> None:
         """Write a checkpoint into ``work`` (``RUN/.work``), where the newest ``keep`` stay.

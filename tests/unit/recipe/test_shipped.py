@@ -1,13 +1,19 @@
 """Every recipe that ships: it resolves as published and scaled down, and says what its source says."""
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DiffusionPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 
 from decant.cli.work import run_and_report
 from decant.errors import UserError
 from decant.models.load import architecture
+from decant.models.shipped import shipped_folder
 from decant.recipe.runner import resolve
 from decant.recipe.schema import list_recipes, load_recipe, override, scaled
 from decant.scenes.folder import draw_folder
@@ -28,7 +34,7 @@ def settings(name: str, stage: str = "distill") -> dict[str, Any]:
 
 
 def test_all_of_the_documents_are_there() -> None:
-    assert set(NAMES) >= PUBLISHED and set(SCALED) == PUBLISHED
+    assert set(NAMES) >= PUBLISHED and set(SCALED) == PUBLISHED | set(FEW_STEPS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,6 +121,45 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FEW = ["distill.steps=2", "distill.batch_size=2", "distill.warmup=0", "distill.held_out=0.1", "distill.held_out_most=2"]
 FEW += ["distill.sample_steps=2", "distill.evaluate_images=2", "evaluate.images=2", "evaluate.steps=2"]
 FEW += ["evaluate.latency_repeats=0"]
+FEW_STEPS = {
+    "flash-lora": "distill",
+    "lcm": "consistency",
+    "lcm-lora": "consistency",
+    "dmd2": "dmd",
+    "dmd2-lora": "dmd",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW_STEPS)
+def test_presets_of_few_steps_run_on_scenes(name: str, pictures: Path, tmp_path: Path) -> None:
+    """Their student opens in plain diffusers, knows how it is drawn, and has its LoRA beside it in both formats."""
+    kind = FEW_STEPS[name]
+    few = [word.replace("distill.", f"{kind}.") for word in FEW if "sample_steps" not in word]
+    file = tmp_path / "r.yaml"
+    file.write_text(override(scaled(load_recipe(name), "scenes"), few).to_yaml())
+    teacher = "scenes-xl" if name.startswith("dmd2") else "scenes"
+    done = run_and_report(str(file), teacher=teacher, data=pictures, out=tmp_path / "out", sets=(), talk=print)
+    student = Path(done["student"])
+    record = json.loads((student / "decant.json").read_text())
+    said = record["sampling"]
+    report = json.loads(Path(done["report"]).with_suffix(".json").read_text())
+    assert [model["steps"] for model in report["models"]] == [2, said["steps"]]
+    pipeline = DiffusionPipeline.from_pretrained(student, safety_checker=None)
+    assert type(pipeline.scheduler).__name__ == "LCMScheduler"
+    told = {"guidance_scale": said["guidance_scale"], "num_inference_steps": said["steps"]}
+    picture = pipeline("a large red circle", output_type="np", **told).images
+    assert picture.shape == (1, 64, 64, 3)
+    if "lora" not in name:
+        return
+    for lora in (student / "pytorch_lora_weights.safetensors", student / "kohya_lora.safetensors"):
+        plain = DiffusionPipeline.from_pretrained(shipped_folder(teacher), safety_checker=None)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            plain.load_lora_weights(lora)
+        assert not [each for each in heard if "unexpected" in str(each.message).lower()]
+        layers = [m for m in plain.unet.modules() if isinstance(m, BaseTunerLayer)]
+        assert 2 * len(layers) == len([key for key in load_file(lora) if "lora_" in key and "alpha" not in key])
 
 
 @pytest.mark.slow

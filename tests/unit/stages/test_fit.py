@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from decant.errors import UserError
 from decant.models.surgery.surgery import skeleton
-from decant.stages.distill import run_settings
 from decant.stages.distill_settings import Distill
 from decant.stages.fit import Pair, Peaks, blank_batch, fit, ladder, megabytes, method_maker
+from decant.stages.training import run_settings
 from decant.train.rehearsal import Held, _advance, _Alone, _gradient
 from decant.train.state import TrainState
 
@@ -159,7 +159,7 @@ CHILD = """
 import gc, json, multiprocessing, sys, psutil, torch
 from decant.bench.timer import peak_memory_mb
 from decant.cli.memory import give_back_freed_memory
-from decant.stages.distill import run_settings
+from decant.stages.training import run_settings
 from decant.stages.distill_settings import Distill
 from decant.stages.fit import Pair, blank_batch, method_maker
 from decant.train.loop import loop

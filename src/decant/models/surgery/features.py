@@ -114,3 +114,9 @@ def _last_layer(block: Block) -> str:
     if block.depths:
         return f"{block.name}.attentions.{len(block.depths) - 1}.proj_out"
     return f"{block.name}.resnets.{block.resnets - 1}"
+
+
+def innermost(config: Mapping[str, Any]) -> tuple[str, int]:
+    """The module whose output lies deepest in a network of this config, and its channels."""
+    levels = config["block_out_channels"]
+    return ("mid_block" if config["mid_block_type"] else f"down_blocks.{len(levels) - 1}"), int(levels[-1])
