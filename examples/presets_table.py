@@ -156,7 +156,9 @@ def main(words: Sequence[str] | None = None) -> None:
         f"Written by `{command}`.",
         "",
         f"Every preset with `--scale scenes`, {args.steps} steps of 16 pictures, its own terms and start; the scale "
-        "sets one learning rate for all, which suits short runs and is not the published one. Accuracy and agreement "
+        "sets one learning rate and schedule for all, which suit short runs and are not the published ones, and shows "
+        "the empty caption in 15 % of the pictures: without that guidance multiplies what a short run forgets (see "
+        "docs/log.md). Accuracy and agreement "
         f"with the teacher: percent of {args.images} captions of held-out scenes, DDIM 25 steps, guidance 4, 95 % "
         "intervals. FID: between features of the scenes classifier, to renders of other held-out scenes; not "
         f"comparable with FID on Inception. Pictures a second: median step, on {threads}; memory: peak of the "
