@@ -15,16 +15,17 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
-from decant.cli.main import main
 from decant.cli.work import one_stage
 from decant.errors import UserError
 from decant.models.generate import generate
 from decant.models.load import load
 from decant.models.shipped import shipped_folder
 from decant.stages.blind import preferences
+from processes import Begun, here
 
 PROMPTS = ["a large red circle on a white background", "a small blue star, black background"]
 FEW = ["--images", "2", "--steps", "1", "2", "--teacher-steps", "3", "--guidance-scale", "4", "--latency-repeats", "1"]
+FEW += ["--batch-size", "3"]  # of four pictures an arm: one is in a batch of its own
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +43,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def status_of(*words: object) -> int:
-    """Of a command line."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
-
-
-def said_by(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Status, stdout and stderr of a command line."""
-    capsys.readouterr()
-    status = status_of(*words)
-    return status, *capsys.readouterr()
-
-
 @pytest.fixture(scope="module")
 def compared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished comparison, and its command."""
@@ -64,7 +51,7 @@ def compared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     students = ["--student", str(made / "tiny"), f"styled=teacher+{made / 'style.safetensors'}"]
     words = ["compare", "--teacher", "scenes", *students, "--prompts-file", str(made / "prompts.txt"), *FEW]
     words += ["--set", "styled.guidance_scale=1", "--set", "styled.steps=[2]", "--blind", "--out", str(out)]
-    assert status_of(*words) == 0
+    assert here(*words).returncode == 0
     return out, words
 
 
@@ -128,14 +115,14 @@ def test_the_page_is_one_file_that_needs_nothing(compared: tuple[Path, list[str]
 
 
 def test_a_second_call_draws_nothing_and_says_the_same(
-    compared: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    compared: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, words = compared
     before, page = document(out), (out / "blind.html").read_text()
     monkeypatch.setattr("decant.stages.drawn_once.generate", lambda *args, **named: pytest.fail("drawn again"))
-    status, told, talk = said_by(capsys, *words)
-    assert status == 0 and "24 of 24 pictures were there" in talk
-    assert "not measured" in told and "tiny" in told
+    done = here(*words)
+    assert done.returncode == 0 and "24 of 24 pictures were there" in done.stderr
+    assert "not measured" in done.stdout and "tiny" in done.stdout
     assert document(out) == before and (out / "blind.html").read_text() == page, "latencies stand as well"
 
 
@@ -156,7 +143,7 @@ def test_what_changed_is_drawn_anew_and_nothing_else(
     def again(*more: str, prompts: Sequence[str] = PROMPTS) -> int:
         drawn.clear()
         more = (*more, "--prompt", *prompts)
-        assert status_of(*words, "--batch-size", "1", *more) == 0
+        assert here(*words, "--batch-size", "1", *more).returncode == 0
         return sum(drawn)
 
     assert again("--images", "1") == 4
@@ -178,9 +165,7 @@ def votes_of(page: str, choose: Callable[[dict[str, Any]], str]) -> dict[str, An
     return {"page": data["page"], "votes": votes}
 
 
-def test_blind_votes_come_back_as_preferences(
-    compared: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_blind_votes_come_back_as_preferences(compared: tuple[Path, list[str]], tmp_path: Path) -> None:
     """A voter who always finds the picture that the teacher drew: seen by its pixels, since nothing else tells."""
     out, _ = compared
     page = (out / "blind.html").read_text()
@@ -193,9 +178,9 @@ def test_blind_votes_come_back_as_preferences(
     teachers = [{"left": "right", "right": "left"}[pair["side"]] for pair in key["pairs"]]
     order = iter(teachers)
     (tmp_path / "votes.json").write_text(json.dumps(votes_of(page, lambda pair: next(order))))
-    status, said, _ = said_by(capsys, "compare", "--out", out, "--votes", tmp_path / "votes.json", "--json")
-    found = json.loads(said)
-    assert status == 0 and found["reference"] == "teacher at 3 steps" and found["pairs"] == 12
+    done = here("compare", "--out", out, "--votes", tmp_path / "votes.json", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["reference"] == "teacher at 3 steps" and found["pairs"] == 12
     for arm in found["arms"]:
         assert (arm["wins"], arm["losses"], arm["ties"]) == (0, 4, 0)
         assert arm["preference"]["value"] == 0 < arm["preference"]["high"] < 0.6
@@ -246,35 +231,33 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("words", "says"), REFUSED.values(), ids=REFUSED.keys())
-def test_mistakes_are_told_before_anything_is_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
-) -> None:
+def test_mistakes_are_told_before_anything_is_drawn(tmp_path: Path, words: list[str], says: str) -> None:
     out = tmp_path / "out"
     command = ["compare", "--teacher", "scenes", "--student", "scenes", "--prompt", "a cat", "--out", out, *words]
-    status, _, talk = said_by(capsys, *command)
-    assert status == 2 and says in talk and "hint:" in talk and not (out / "pictures").exists()
+    done = here(*command)
+    assert done.returncode == 2 and says in done.stderr and "hint:" in done.stderr and not (out / "pictures").exists()
 
 
-def test_a_teacher_is_needed_and_a_folder_of_something_else_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, _, talk = said_by(capsys, "compare", "--out", tmp_path / "out")
-    assert status == 2 and "--teacher" in talk
+def test_a_teacher_is_needed_and_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    done = here("compare", "--out", tmp_path / "out")
+    assert done.returncode == 2 and "--teacher" in done.stderr
     (tmp_path / "mine.txt").write_text("mine")
-    status, _, talk = said_by(capsys, "compare", "--teacher", "scenes", "--prompt", "a cat", "--out", tmp_path)
-    assert status == 2 and "no comparison" in talk and [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+    done = here("compare", "--teacher", "scenes", "--prompt", "a cat", "--out", tmp_path)
+    assert (
+        done.returncode == 2
+        and "no comparison" in done.stderr
+        and [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+    )
 
 
-def test_a_lora_of_another_model_is_refused_by_its_first_module(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lora_of_another_model_is_refused_by_its_first_module(made: Path, tmp_path: Path) -> None:
     student = f"{made / 'tiny'}+{made / 'style.safetensors'}"
     words = ["compare", "--teacher", "scenes", "--student", student, "--prompt", "a cat", "--out", tmp_path / "out"]
-    status, _, talk = said_by(capsys, *words)
-    assert status == 2 and "no such module" in talk and "decant move" in talk
+    done = here(*words)
+    assert done.returncode == 2 and "no such module" in done.stderr and "decant move" in done.stderr
 
 
-def test_prompts_that_are_too_long_say_what_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_that_are_too_long_say_what_is_not_read(tmp_path: Path) -> None:
     long = "a small red circle on a white background " * 4 + "with a purple dragon"
     words = [
         "compare",
@@ -289,9 +272,44 @@ def test_prompts_that_are_too_long_say_what_is_not_read(tmp_path: Path, capsys: 
         "--teacher-steps",
         "1",
     ]
-    status, said, talk = said_by(capsys, *words, "--latency-repeats", "0", "--out", tmp_path / "out")
-    assert status == 0 and "dragon" in talk and "dragon" in said
+    done = here(*words, "--latency-repeats", "0", "--out", tmp_path / "out")
+    assert done.returncode == 0 and "dragon" in done.stderr and "dragon" in done.stdout
     (prompt,) = document(tmp_path / "out")["prompts"]
     assert (
         prompt["unread"].endswith("purple dragon") and prompt["unread"] in (tmp_path / "out/compare.html").read_text()
     )
+
+
+def without_times(out: Path) -> dict[str, Any]:
+    found = document(out)
+    for entry in found["models"]:
+        for key in ("latency_ms", "speedup", "measured", "measured_as"):
+            entry.pop(key, None)
+    return {key: value for key, value in found.items() if key != "command"}
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    folders = (out / "pictures", out / "grids")
+    found = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix != ".tmp"]
+    return {file.relative_to(out).as_posix(): file.read_bytes() for file in (*found, out / "blind.html")}
+
+
+def test_killed_at_any_moment_it_ends_in_the_same_figures(compared: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Killed in the teacher's pictures, between two arms, in a student's, and while it is timing."""
+    whole, words = compared
+    out = tmp_path / "out"
+    again = [*words[:-1], str(out)]
+    moments = [
+        lambda: list(out.glob("pictures/teacher-3/*.png")),
+        (out / "pictures" / "teacher-1").exists,
+        lambda: len(list(out.glob("pictures/tiny-1/*.png"))) >= 2,
+        lambda: "styled at 2 steps: scene" in begun.said,
+    ]
+    for number, moment in enumerate(moments):
+        begun = Begun(again, tmp_path / f"said-{number}")
+        begun.wait_for(moment)
+        begun.kill()
+        assert not (out / "compare.json").exists()
+    assert here(*again).returncode == 0
+    assert without_times(out) == without_times(whole)
+    assert files_of(out) == files_of(whole)

@@ -1,7 +1,6 @@
 """Pictures that are drawn once and kept: each PNG says what made it, and is drawn anew where that is something else."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def _keep(job: Job, made_by: Mapping[str, Any], picture: NDArray[np.uint8]) -> N
     notes = PngInfo()
     notes.add_itxt(_KEY, _note(job, made_by))
     job.file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = job.file.with_name(f".{job.file.name}.{os.getpid()}.tmp")
+    temporary = job.file.with_name(f".{job.file.name}.tmp")
     try:
         Image.fromarray(picture).save(temporary, format="PNG", pnginfo=notes)
         temporary.replace(job.file)
