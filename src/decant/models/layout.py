@@ -219,12 +219,7 @@ def assemble(folder: Path, models: Mapping[str, nn.Module]) -> Pipeline:
         UserError: a tokenizer or the scheduler cannot be opened, or knows more words than its text encoder.
     """
     document, layout = check_class(folder / INDEX)
-    settings = _scheduler_settings(folder)
-    kind = getattr(diffusers, document["scheduler"][1])
-    where = as_refusal(folder / "scheduler", "a scheduler of diffusers", "copy the folder scheduler again")
-    # Its tables are read, not computed with: on the CPU, wherever the networks are made.
-    with quiet(), where, torch.device("cpu"):
-        scheduler = kind.from_config(settings)
+    scheduler = scheduler_of(folder)
     tokenizers = {name: _tokenizer(folder / name) for name in layout.tokenizers}
     none = {"safety_checker": None, "feature_extractor": None} if layout is SD else {}
     marks = {name: document[name] for name in layout.marks if name in document}
@@ -233,6 +228,20 @@ def assemble(folder: Path, models: Mapping[str, nn.Module]) -> Pipeline:
     for name, part in zip(layout.tokenizers, layout.text_encoders, strict=True):
         _check_vocabulary(folder / name, tokenizers[name], models[part.name])
     return pipeline
+
+
+def scheduler_of(folder: Path) -> Any:
+    """The scheduler of a pipeline folder.
+
+    Raises:
+        UserError: it cannot be opened, or is none of diffusers'.
+    """
+    document, _ = check_class(folder / INDEX)
+    _check_scheduler(folder, document)
+    where = as_refusal(folder / "scheduler", "a scheduler of diffusers", "copy the folder scheduler again")
+    # Its tables are read, not computed with: on the CPU, wherever the networks are made.
+    with quiet(), where, torch.device("cpu"):
+        return getattr(diffusers, document["scheduler"][1]).from_config(_scheduler_settings(folder))
 
 
 def _tokenizer(where: Path) -> CLIPTokenizer:

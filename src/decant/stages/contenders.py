@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from decant.errors import nearest, refuse
-from decant.models.layout import Pipeline
+from decant.models.layout import Pipeline, rebuilt, scheduler_of
 from decant.models.load import cast, fingerprint, load, place_of
 from decant.models.move.lora_file import FILE, lora_header, merge_lora
 from decant.models.samplers import Sampler
@@ -52,7 +52,8 @@ class Contender:
         return self.source + (f"+{self.lora}" if self.lora else "")
 
     def open(self, dtype: torch.dtype) -> Pipeline:
-        """On the CPU, the LoRA merged into its weights in single precision.
+        """On the CPU, the LoRA merged into its weights in single precision; with the scheduler of the LoRA's folder,
+        where that is a student's whose record leaves the sampling to it.
 
         Raises:
             UserError: as `load` and `merge_lora`.
@@ -60,23 +61,40 @@ class Contender:
         pipeline = load(self.source)
         if self.lora is not None:
             merge_lora(pipeline, self.lora)
+        if self._scheduler is not None:
+            pipeline = rebuilt(pipeline, scheduler=scheduler_of(self._scheduler))
         return cast(pipeline, dtype)
 
     def fingerprints(self) -> dict[str, str]:
         """Of all that its pictures are made by."""
         made_by = {"model": fingerprint(place_of(self.source))}
-        return made_by | ({"lora": fingerprint(lora_header(self.lora).file)} if self.lora else {})
+        if self.lora is not None:
+            made_by["lora"] = fingerprint(lora_header(self.lora).file)
+        if self._scheduler is not None:
+            made_by["scheduler"] = fingerprint(self._scheduler / "scheduler")
+        return made_by
 
     def told(self, pipeline: Pipeline) -> Sampling:
         """What its own files say of how it is sampled: ``sampling`` in the record of the LoRA or of the model, or a
         scheduler for consistency models, which take no guidance.
         """
-        places = [self.lora if self.lora.is_dir() else self.lora.parent] if self.lora else []
-        for place in [*places, place_of(self.source)]:
-            said = read_record(place).get("sampling")
-            if isinstance(said, dict):
+        for place in (self._lora_folder, place_of(self.source)):
+            said = read_record(place).get("sampling") if place else None
+            if place and isinstance(said, dict):
                 return _sampling(said, place / "decant.json")
         return Sampling("as-is", 1.0) if isinstance(pipeline.scheduler, LCMScheduler) else Sampling()
+
+    @property
+    def _lora_folder(self) -> Path | None:
+        """Where the record of what made the LoRA would be."""
+        return self.lora if self.lora is None or self.lora.is_dir() else self.lora.parent
+
+    @property
+    def _scheduler(self) -> Path | None:
+        """The LoRA's folder, where its scheduler is the one to draw with."""
+        folder = self._lora_folder
+        said = read_record(folder).get("sampling") if folder and (folder / "scheduler").is_dir() else None
+        return folder if isinstance(said, dict) and said.get("sampler", "as-is") == "as-is" else None
 
 
 @dataclass(frozen=True)

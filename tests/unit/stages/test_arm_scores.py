@@ -115,6 +115,7 @@ def test_clip_score_and_lpips_where_their_weights_are() -> None:
     assert student["clip_score"]["relative_to_teacher"] == pytest.approx(ratio)
     tensors = torch.from_numpy(np.stack(VARIED)).movedim(3, 1)
     pairs = [(a + g, b + g) for g in range(0, 12, IMAGES) for a in range(IMAGES) for b in range(a + 1, IMAGES)]
-    apart = [float(lpips_distances(lpips(), tensors[a : a + 1], tensors[b : b + 1])) for a, b in pairs]
+    network_of_pairs = lpips()
+    apart = [float(lpips_distances(network_of_pairs, tensors[a : a + 1], tensors[b : b + 1])) for a, b in pairs]
     assert teacher["diversity_lpips"]["value"] == pytest.approx(np.mean(apart), rel=1e-4)
     assert student["diversity_lpips"]["value"] == 0 < student["lpips_to_teacher"]["value"]

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import LCMScheduler
+from safetensors.torch import save_file
 
 from decant.errors import UserError
-from decant.models.load import load
+from decant.models.generate import sampled_by
+from decant.models.load import load, save
 from decant.stages.contenders import Contender, Sampling, contenders
 
 
@@ -56,6 +60,30 @@ def test_a_record_says_how_its_model_is_sampled(tmp_path: Path) -> None:
     (tmp_path / "run" / "decant.json").write_text(json.dumps({"sampling": {"guidance_scale": 1, "sampler": "lcm"}}))
     assert model.told(pipeline) == Sampling("lcm", 1.0)
     assert Sampling(guidance_scale=0.0).over(model.told(pipeline)) == Sampling("lcm", 0.0)
+    record = {"sampling": {"steps": 4, "guidance_scale": 1.0, "sampler": "as-is"}}
+    (tmp_path / "run" / "decant.json").write_text(json.dumps(record))
+    assert model.told(pipeline) == Sampling("as-is", 1.0)
     (tmp_path / "run" / "decant.json").write_text(json.dumps({"sampling": {"sampler": "lmc"}}))
     with pytest.raises(UserError, match="did you mean 'lcm'"):
         model.told(pipeline)
+
+
+def test_a_students_lora_brings_the_scheduler_that_it_was_made_for(tmp_path: Path) -> None:
+    """A finished student's folder holds model, LoRA, record and scheduler: its LoRA on the teacher is drawn by that."""
+    student = tmp_path / "student"
+    pipeline = sampled_by(load("scenes"), "lcm-trailing")
+    save(pipeline, student)
+    (student / "decant.json").write_text(json.dumps({"sampling": {"guidance_scale": 1.0, "sampler": "as-is"}}))
+    layer = {
+        "unet.conv_in.lora_A.weight": torch.zeros(1, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.zeros(64, 1, 1, 1),
+    }
+    save_file(layer, student / "pytorch_lora_weights.safetensors")
+    plain, own = Contender("a", "scenes"), Contender("b", "scenes", student)
+    assert type(plain.open(torch.float32).scheduler) is not LCMScheduler
+    found = own.open(torch.float32)
+    assert isinstance(found.scheduler, LCMScheduler) and own.told(found).guidance_scale == 1
+    for each in (found, pipeline):
+        each.scheduler.set_timesteps(4)
+    assert found.scheduler.timesteps.tolist() == pipeline.scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    assert own.fingerprints().keys() == {"model", "lora", "scheduler"}
