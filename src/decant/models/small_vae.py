@@ -42,7 +42,7 @@ def check_teacher(pipeline: Pipeline, place: str) -> AutoencoderKL:
 def small_config(teacher: Mapping[str, Any], width: int | None, blocks: Sequence[int] | None) -> dict[str, Any]:
     """The config of a small autoencoder for the latents of the KL autoencoder of a config.
 
-    width: channels at every level; None for half of the teacher's narrowest, at most 64 as TAESD has. blocks: residual
+    width: channels at every level; None for those of the teacher's narrowest, at most 64 as TAESD has. blocks: residual
     blocks at each level of the decoder, from the latents to the pixels; the encoder has the same, backwards. None for
     TAESD's: 3 at every level, 1 at the last.
 
@@ -55,7 +55,7 @@ def small_config(teacher: Mapping[str, Any], width: int | None, blocks: Sequence
         factor = 2 ** (levels - 1)
         allowed = f"{levels} numbers: the teacher's latents are {factor} times smaller than its pictures"
         raise refuse("decoder.blocks", list(blocks), allowed=allowed, hint="a number for each level, such as 3 3 3 1")
-    width = min(_WIDEST, max(1, min(teacher["block_out_channels"]) // 2)) if width is None else width
+    width = min(_WIDEST, *teacher["block_out_channels"]) if width is None else width
     return {
         "encoder_block_out_channels": [width] * levels,
         "decoder_block_out_channels": [width] * levels,

@@ -42,6 +42,7 @@ from decant.train.optimizers import LRSchedule
 from decant.train.state import Precision, RunSettings, TrainState
 
 _PROOF_AT_ONCE = 8  # pictures decoded together for the proof
+_BETAS = (0.9, 0.99)  # no noise levels here whose gradients differ a thousandfold: a shorter memory will do
 _PEAK = 2.0  # what pictures go from -1 to 1 over
 Weight = Annotated[float, Field(ge=0)]
 
@@ -50,7 +51,7 @@ class SmallDecoder(Settings):
     """A small autoencoder, diffusers' AutoencoderTiny, that learns from the teacher's. Defaults are TAESD's shape."""
 
     width: int | None = Field(
-        None, ge=1, description="channels at every level; null: half of the teacher's narrowest, 64 at most"
+        None, ge=1, description="channels at every level; null: as the teacher's narrowest, 64 at most"
     )
     blocks: tuple[Annotated[int, Field(ge=0, le=16)], ...] | None = Field(
         None, description="blocks of each level of the decoder, from latents to pixels; null: 3 each, 1 at the pixels"
@@ -272,6 +273,7 @@ def _run_settings(settings: SmallDecoder, seed: int) -> RunSettings:
         schedule=settings.schedule,
         warmup=min(settings.warmup, settings.steps // 2),
         weight_decay=settings.weight_decay,
+        betas=_BETAS,
         clip=settings.clip,
         precision=precision,
         compile=settings.compile,
