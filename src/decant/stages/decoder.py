@@ -1,10 +1,8 @@
 """Distil a pipeline's autoencoder into a small one, so that decoding costs little beside a few steps of a UNet."""
 
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -16,7 +14,7 @@ from decant.data.batch import Batch
 from decant.data.captioned import Captioned, split
 from decant.data.order import stream
 from decant.data.picture import Aspect, View
-from decant.errors import refuse
+from decant.errors import UnfitError, refuse
 from decant.methods.decoder import LATENT, PICTURE, TAUGHT, Decoder, Distance, Weights, in_range
 from decant.metrics.interval import bootstrap_mean
 from decant.metrics.lpips import lpips
@@ -30,16 +28,17 @@ from decant.models.load import cast, load, save, stored_dtype
 from decant.models.small_vae import Halves, check_teacher, decode_macs, encode_macs, new_small_vae, small_config
 from decant.stages.curve import Curve
 from decant.stages.decodings import Decoding, Decodings
-from decant.stages.interrupt import Interrupted, asked_to_stop
 from decant.stages.progress import progress
-from decant.stages.record import figures_of, inherited, read_record
+from decant.stages.record import carried, data_of, figures_of
 from decant.stages.samples import Sampling
 from decant.stages.scan import scan_data
 from decant.stages.scoring import number
 from decant.stages.stage import Inputs, Settings, Stage
-from decant.train.loop import Step, loop
+from decant.stages.training import finish, guarded
+from decant.stages.training_settings import MixedPrecision
+from decant.train.loop import loop
 from decant.train.optimizers import LRSchedule
-from decant.train.state import Precision, RunSettings, TrainState
+from decant.train.state import RunSettings, TrainState
 
 _PROOF_AT_ONCE = 8  # pictures decoded together for the proof
 _BETAS = (0.9, 0.99)  # no noise levels here whose gradients differ a thousandfold: a shorter memory will do
@@ -80,7 +79,7 @@ class SmallDecoder(Settings):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of the average of the weights that is shipped in their place; null: none"
     )
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="mixed precision; no: float32")
+    precision: MixedPrecision = Field("no", description="mixed precision; no: float32")
     channels_last: bool = Field(True, description="channels innermost in memory: faster convolutions")
     fast_products: bool = Field(False, description="on a CPU: products of bfloat16 factors")
     compile: bool = Field(False, description="torch.compile: a minute to begin with, then a faster step")
@@ -102,9 +101,10 @@ class SmallDecoder(Settings):
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if not (self.picture or self.taught):
-            raise ValueError("picture and taught: both 0; a decoder needs one of them")
+            raise UnfitError("taught", "0, and picture too", allowed="one of them above 0", hint="set taught=1")
         if self.crops and self.aspect != "crop":
-            raise ValueError(f"crops: {self.crops} of aspect {self.aspect}; a picture shown whole has none, set 0")
+            allowed = f"0: a picture shown whole has no crops, and aspect is {self.aspect}"
+            raise UnfitError("crops", self.crops, allowed=allowed, hint="set crops=0, or aspect=crop")
         return self
 
 
@@ -152,19 +152,11 @@ def run(settings: SmallDecoder, inputs: Inputs, out: Path) -> dict[str, Any]:
     times = _times(players, settings, device)
     save(cast(players.student, stored), out)
     family = family_of(players.source)
-    replaced = [*train.replaced, *held.replaced]
-    lists = {"skipped": captioned.skipped, "replaced": replaced}
-    named = {key: [{"name": item.name, "reason": item.reason} for item in items] for key, items in lists.items()}
+    counts = {"used": train.n_pictures, "held_out": held.n, "drawn": train.n_drawn}
     return {
         "family": family.name,
-        **_kept(inputs),
-        "data": {
-            "path": str(inputs.data),
-            "used": train.n_pictures,
-            "held_out": held.n,
-            "drawn": train.n_drawn,
-            **named,
-        },
+        **carried(inputs.source),
+        "data": data_of(inputs.data, captioned.skipped, [*train.replaced, *held.replaced], **counts),
         "figures": figures_of(players.source.unet, family.tokens),
         "decoder": {name: {**figures, **times.get(name, {})} for name, figures in found.items()},
         "held_out": {"n": held.n, **errors},
@@ -239,33 +231,16 @@ def _train(method: Decoder, data: Decodings, settings: SmallDecoder, inputs: Inp
         inputs.talk(f"goes on from the checkpoint of step {state.step}")
     log = Curve(inputs.work / "losses.jsonl" if inputs.ranks.first else None, state.step, settings.steps)
     with progress("distilling the decoder", settings.steps, inputs.talk) as tick, log:
-        for step in _guarded(loop(method, batches, state), state, settings, inputs):
+        for step in guarded(loop(method, batches, state), state, inputs, settings.checkpoints):
             log.add(step)
             tick(step.step, f"loss {step.total:.4f}  {step.images_per_second:.1f} pictures/s")
             if step.step % settings.checkpoint_every == 0 or step.step == settings.steps:
                 state.save(inputs.work, settings.checkpoints)
-    student = method.players["student"].module
-    if "student" in state.ema:
-        state.ema["student"].copy_to(student)
-    for parameter in student.requires_grad_(False).eval().parameters():
-        parameter.grad, parameter.data = None, parameter.data.contiguous()
+    finish(method, state)
     return log
 
 
-def _guarded(steps: Iterator[Step], state: TrainState, settings: SmallDecoder, inputs: Inputs) -> Iterator[Step]:
-    """Ctrl-C and the like wait for the end of the update, then save."""
-    with asked_to_stop() as stop:
-        for step in steps:
-            yield step
-            if inputs.ranks.any(stop.number is not None):
-                state.save(inputs.work, settings.checkpoints)
-                inputs.talk(f"saved at step {state.step} of {settings.steps}")
-                stop.check()
-                raise Interrupted(signal.SIGTERM)  # another rank was asked
-
-
 def _run_settings(settings: SmallDecoder, seed: int) -> RunSettings:
-    precision: Precision = settings.precision
     return RunSettings(
         steps=settings.steps,
         seed=seed,
@@ -275,7 +250,7 @@ def _run_settings(settings: SmallDecoder, seed: int) -> RunSettings:
         weight_decay=settings.weight_decay,
         betas=_BETAS,
         clip=settings.clip,
-        precision=precision,
+        precision=settings.precision,
         compile=settings.compile,
         fast_products=settings.fast_products,
         channels_last=settings.channels_last,
@@ -345,14 +320,6 @@ def _times(players: _Players, settings: SmallDecoder, device: torch.device) -> d
         times = time_rounds(calls, warmup=1, repeats=settings.latency_repeats)
     conditions = {"device": str(device), "dtype": "float32", "threads": torch.get_num_threads(), "batch_size": 1}
     return {name: {"latency_ms": latency.to_json(), "measured": conditions} for name, latency in times.items()}
-
-
-def _kept(inputs: Inputs) -> dict[str, Any]:
-    """What the record of the pipeline says of its UNet, which stays as it is."""
-    parent = read_record(inputs.source)
-    return {key: parent[key] for key in ("student", "changes", "surgery_map") if key in parent} | inherited(
-        inputs.source
-    )
 
 
 STAGE = Stage(settings=SmallDecoder, run=run, data="required", ranks="all")

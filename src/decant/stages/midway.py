@@ -37,9 +37,10 @@ def drawing(state: TrainState, players: Players) -> Iterator[Pipeline]:
     student = players.student
     with shown, torch.no_grad():
         student.eval()
-        for encoder in sum(players.family.encoders().values(), ()):
-            nn.Module.to(encoder, student.device)
-        yield players.drawing_with(student)
+        pipeline = players.drawing_with(student)
+        for network in (*sum(players.family.encoders().values(), ()), pipeline.vae):
+            nn.Module.to(network, student.device)
+        yield pipeline
         student.train()
 
 

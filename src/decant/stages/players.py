@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from decant.errors import refuse
@@ -11,7 +12,7 @@ from decant.maths.prediction import Prediction
 from decant.models.families.family import Family
 from decant.models.families.of import family_of
 from decant.models.generate import sampled_by
-from decant.models.layout import Pipeline
+from decant.models.layout import Pipeline, rebuilt
 from decant.models.load import load, with_unet
 from decant.models.samplers import Sampler
 from decant.stages.lora import add_lora
@@ -27,7 +28,8 @@ _TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_emb
 class Players:
     """What a run is made of, opened, and the captions of its sample pictures.
 
-    prediction: what the student answers. sampler: what it is drawn by, None for what its teacher is.
+    prediction: what the student answers. sampler: what it is drawn by, None for what its teacher is. small_vae: what it
+    is decoded by, where that is not the teacher's.
     """
 
     teacher: Pipeline
@@ -36,10 +38,13 @@ class Players:
     captions: tuple[str, ...]
     prediction: Prediction
     sampler: Sampler | None = None
+    small_vae: AutoencoderTiny | None = None
 
     def drawing_with(self, student: UNet2DConditionModel) -> Pipeline:
-        """The teacher's pipeline around the student, with the student's sampler."""
+        """The teacher's pipeline around the student, with the student's sampler and small autoencoder."""
         pipeline = with_unet(self.teacher, student, self.prediction)
+        if self.small_vae is not None:
+            pipeline = rebuilt(pipeline, vae=self.small_vae)
         return pipeline if self.sampler is None else sampled_by(pipeline, self.sampler)
 
 
@@ -57,7 +62,8 @@ def open_players(settings: Training, inputs: Inputs, captions: tuple[str, ...]) 
         add_lora(student, settings.lora, inputs.seed)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    return Players(teacher, student, family_of(teacher), captions, family_of(cut).prediction, settings.sampler)
+    small, prediction = cut.vae if isinstance(cut.vae, AutoencoderTiny) else None, family_of(cut).prediction
+    return Players(teacher, student, family_of(teacher), captions, prediction, settings.sampler, small)
 
 
 def later_teachers(sources: Sequence[str], first: Pipeline, inputs: Inputs) -> tuple[UNet2DConditionModel, ...]:

@@ -1,11 +1,14 @@
 """What stages write into and read from the record, ``decant.json``, of a pipeline folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from decant.data.captioned import Skipped
+from decant.data.source import Data
 from decant.errors import refuse
 from decant.models.cost import latent_of, macs, parameters
 from decant.models.samplers import Drawing
@@ -43,6 +46,21 @@ def inherited(source: str | Path) -> dict[str, Any]:
         lineage.append({key: parent[key] for key in ("stage", "name", "settings", "seed", "made") if key in parent})
     sampling = {"sampling": parent["sampling"]} if "sampling" in parent else {}
     return {"lineage": lineage, **sampling}
+
+
+def carried(source: str | Path) -> dict[str, Any]:
+    """What a child's record takes over where its UNet has the parent's layout: also how that was cut."""
+    parent = read_record(source)
+    return {key: parent[key] for key in ("student", "changes", "surgery_map") if key in parent} | inherited(source)
+
+
+def data_of(
+    data: Data | None, skipped: Sequence[Skipped], replaced: Sequence[Skipped], **counts: int
+) -> dict[str, Any]:
+    """What a training was made on: where that lies, how many of what, and what was left out, named."""
+    lists = {"skipped": skipped, "replaced": replaced}
+    named = {key: [{"name": item.name, "reason": item.reason} for item in items] for key, items in lists.items()}
+    return {"path": str(data), **counts, **named}
 
 
 def drawing_of(source: str | Path) -> Drawing | None:

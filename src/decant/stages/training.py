@@ -30,7 +30,7 @@ from decant.stages.midway import Midway, drawing
 from decant.stages.pictures import save_strip
 from decant.stages.players import Players
 from decant.stages.progress import progress
-from decant.stages.record import figures_of, inherited, read_record
+from decant.stages.record import carried, data_of, figures_of
 from decant.stages.samples import Sampling, drawer
 from decant.stages.scan import scan_data
 from decant.stages.stage import Inputs
@@ -106,7 +106,7 @@ def train(method: Method, data: Latents, settings: Training, inputs: Inputs, mid
     student, updates = next(iter(method.players)), settings.steps * sum(p.updates_each for p in method.players.values())
     log = Curve(inputs.work / "losses.jsonl" if inputs.ranks.first else None, state.step, updates)
     with progress("distilling", settings.steps, inputs.talk) as tick, log:
-        for step in _guarded(loop(method, batches, state), state, settings, inputs):
+        for step in guarded(loop(method, batches, state), state, inputs, settings.checkpoints):
             log.add(step)
             if step.player != student:
                 continue
@@ -120,23 +120,23 @@ def train(method: Method, data: Latents, settings: Training, inputs: Inputs, mid
                 _sample(state, inputs, midway)
             if settings.evaluate_every and (done % settings.evaluate_every == 0 or done == settings.steps):
                 midway.at(state)
-    _finish(method, state)
+    finish(method, state)
     return log
 
 
-def _guarded(steps: Iterator[Step], state: TrainState, settings: Training, inputs: Inputs) -> Iterator[Step]:
+def guarded(steps: Iterator[Step], state: TrainState, inputs: Inputs, checkpoints: int) -> Iterator[Step]:
     """Ctrl-C and the like wait for the end of the update, then save: half an update could not be resumed."""
     with asked_to_stop() as stop:
         for step in steps:
             yield step
             if inputs.ranks.any(stop.number is not None):  # all ranks stop after the same step, or they would wait
-                state.save(inputs.work, settings.checkpoints)
-                inputs.talk(f"saved at step {state.updates['student']} of {settings.steps}")
+                state.save(inputs.work, checkpoints)
+                inputs.talk(f"saved at step {state.updates['student']} of {state.run.steps}")
                 stop.check()
                 raise Interrupted(signal.SIGTERM)  # another rank was asked
 
 
-def _finish(method: Method, state: TrainState) -> None:
+def finish(method: Method, state: TrainState) -> None:
     """Leave the student with the weights to ship, the average where one was kept, and both networks without taps."""
     student = method.players["student"].module
     if "student" in state.ema:
@@ -269,10 +269,6 @@ def _cut_captions(players: Players, captions: Sequence[str], inputs: Inputs) -> 
 
 
 def _data_record(inputs: Inputs, captioned: Captioned, encoded: Encoded) -> dict[str, Any]:
-    parent = read_record(inputs.source)
-    kept: dict[str, Any] = {key: parent[key] for key in ("student", "changes", "surgery_map") if key in parent}
     replaced = [item for part in (encoded.train, encoded.held) for item in part.replaced]
-    lists = {"skipped": captioned.skipped, "replaced": replaced}
-    named = {key: [{"name": item.name, "reason": item.reason} for item in items] for key, items in lists.items()}
     counts = {"used": encoded.train.n, "held_out": encoded.held.n, "captions_cut": encoded.cut}
-    return {**kept, **inherited(inputs.source), "data": {"path": str(inputs.data), **counts, **named}}
+    return {**carried(inputs.source), "data": data_of(inputs.data, captioned.skipped, replaced, **counts)}

@@ -22,6 +22,9 @@ def _yaml_no(value: object) -> object:
     return "no" if value is False else value
 
 
+MixedPrecision = Annotated[Precision, BeforeValidator(_yaml_no)]
+
+
 class Training(Settings):
     """The settings that methods share; each has a class of its own with what it adds."""
 

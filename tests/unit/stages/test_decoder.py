@@ -148,7 +148,7 @@ def test_lpips_is_a_term_where_its_weights_are(
     [
         ({"blocks": [3, 3, 1]}, "4 numbers"),
         ({"size": 60}, "multiple of 8"),
-        ({"picture": 0, "taught": 0}, "both 0"),
+        ({"picture": 0, "taught": 0}, "one of them above 0"),
         ({"widht": 8}, "width"),
         ({"crops": 2, "aspect": "stretch"}, "crops"),
     ],
