@@ -19,7 +19,7 @@ from decant.models.families.latents import has_encoder
 from decant.models.load import load
 from decant.recipe.runner import run_stage
 from decant.scenes.folder import draw_folder
-from decant.stages import decoder
+from decant.stages import decoder, distill
 from decant.stages.decodings import Decoding
 from decant.stages.samples import Sampling
 from decant.stages.stage import Inputs
@@ -81,6 +81,18 @@ def test_the_record_and_the_card_tell_what_it_is(data: Path, cache: Path, tmp_pa
     assert record["lineage"] == [] and record["figures"]["parameters"] == 11_273_924
     card = (tmp_path / "small" / "README.md").read_text()
     assert f"{both['student']['parameters']:,} parameters" in card and "dB" in card
+
+
+def test_a_student_keeps_it_when_it_is_distilled_on(data: Path, cache: Path, tmp_path: Path) -> None:
+    """What it learns from is encoded by the teacher's; what it ships and draws its evaluations with is its own."""
+    made(data, tmp_path / "small", cache, encoder=0)
+    asked: dict[str, Any] = {"teacher": "scenes", "data": data, "seed": 0, "cache": cache}
+    few = {"steps": 1, "batch_size": 2, "feature": 0, "held_out_most": 2, "evaluate_every": 1, "evaluate_images": 2,
+           "sample_steps": 1, "device": "cpu"}  # fmt: skip
+    models: dict[str, str | Path] = {"small": tmp_path / "small"}
+    run_stage("distill", distill.STAGE, few, models=models, **asked, out=tmp_path / "on", talk=print)
+    own, before = (load(tmp_path / name).vae.state_dict() for name in ("on", "small"))
+    assert own.keys() == before.keys() and all(torch.equal(own[name], before[name]) for name in own)
 
 
 def test_without_its_encoder_it_decodes_alone(data: Path, cache: Path, tmp_path: Path) -> None:
