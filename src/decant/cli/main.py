@@ -676,7 +676,7 @@ def move(*, to: str, out: Path, lora: Path | None = None, controlnet: Path | Non
 
 @app.command
 def report(run: Path, *, json: Json = False) -> None:
-    """Rebuild report.json and report.html of a run from its records.
+    """Rebuild report.json and report.html of a run from its records, or the page and grids of a comparison.
 
     Args:
         run: the run's folder.

@@ -155,9 +155,13 @@ def on_device(settings: Mapping[str, Any], device: Device | None) -> dict[str, A
 
 
 def rebuild_report(run: Path) -> Path:
-    """``report.json`` and ``report.html`` from a run's records."""
+    """``report.json`` and ``report.html`` from a run's records; of a comparison its page and grids."""
     if not run.is_dir():
         raise refuse("run", f"{run} is no folder", allowed="the folder of a run", hint="check the path")
+    if (run / "compare.json").is_file():
+        from decant.report.compare_page import write_comparison
+
+        return write_comparison(run)
     collect(run)
     return write_report(run)
 
