@@ -108,6 +108,8 @@ def test_the_page_is_one_file_that_needs_nothing(compared: tuple[Path, list[str]
     page = (out / "compare.html").read_text()
     (out / "compare.html").unlink()
     assert here("report", out).returncode == 0 and (out / "compare.html").read_text() == page, "made again from JSON"
+    heads = [head.strip() for head in re.findall(r'<th scope="col">([^<]+)', page)]
+    assert heads[3:7] == ["Scene accuracy", "Of teacher’s", "Diversity", "Of teacher’s"]
     assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "not measured" in page
     assert page.count("<img") == 2 * 6 + 2 * 6 * 2
     grids = sorted((out / "grids").iterdir())

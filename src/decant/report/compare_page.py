@@ -53,7 +53,7 @@ def _view(c: Comparison, out: Path) -> dict[str, Any]:
         "caution": compare_words.caution(c),
         "key": key,
         "varied": compare_words.diversity_key(c),
-        "columns": [column for column in c.columns if column != key],
+        "columns": sorted((k for k in c.columns if k != key), key=lambda k: k != compare_words.diversity_key(c)),
         "timings": sorted({_timing(arm) for arm in c.models} - {""}),
         "plots": _plots(c),
         "galleries": [_gallery(c.pictures[start], c, out) for start in starts[:_SHOWN]],
