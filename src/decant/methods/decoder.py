@@ -18,7 +18,8 @@ from decant.losses.term import Term
 from decant.train.draw import Draw
 from decant.train.method import Player
 
-Distance = Literal["mse", "huber"]
+Distance = Literal["mixed", "mse", "huber"]
+_ABSOLUTE = 0.3  # of the absolute error, beside the squared one: small things with weak colours count too
 LATENT, PICTURE, TAUGHT, REAL = "latent", "picture", "taught", "real"
 """What a batch holds beside: the latent to decode ``(B, C, h, w)``, the picture that it was encoded from and the
 teacher's picture of it, both ``(B, 3, H, W)`` uint8, and 1 where there is such a first picture, else 0: ``(B,)``."""
@@ -46,14 +47,14 @@ class Decoder:
     players: Mapping[str, Player]
     frozen: Mapping[str, nn.Module]
     weights: Weights = Weights()
-    distance: Distance = "mse"
+    distance: Distance = "mixed"
 
     @classmethod
     def of(
         cls,
         student: nn.Module,
         weights: Weights,
-        distance: Distance = "mse",
+        distance: Distance = "mixed",
         perceptual: nn.Module | None = None,
         ema: float | None = None,
     ) -> "Decoder":
@@ -88,6 +89,8 @@ class Decoder:
 
     def _apart(self, drawn: Tensor, goal: Tensor) -> Tensor:
         match self.distance:
+            case "mixed":
+                return mse(drawn, goal) + _ABSOLUTE * huber(drawn, goal)
             case "mse":
                 return mse(drawn, goal)
             case "huber":

@@ -65,7 +65,7 @@ class SmallDecoder(Settings):
     encoder: Weight = Field(
         1.0, description="weight of the encoder's error to the teacher's latents; 0: it decodes alone, half the work"
     )
-    distance: Distance = Field("mse", description="of two pictures")
+    distance: Distance = Field("mixed", description="of two pictures; mixed: squared, and 0.3 of the absolute")
     samples: int = Field(
         0, ge=0, description="captions of the data for which the teacher draws latents, to learn from as well"
     )
