@@ -21,6 +21,9 @@ def example(name: str) -> Any:
     return module
 
 
+METHOD = "consistency, then distribution matching"
+
+
 def look_quickly(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations of two sampler steps, without the times that no table has."""
     whole = table.run_stage
@@ -103,3 +106,29 @@ def test_presets_are_measured_beside_their_floors(tmp_path: Path, monkeypatch: p
     ):
         assert f"\n| {name} | " in page
     assert str(tmp_path) not in page
+
+
+def test_methods_of_few_steps_are_compared_with_their_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two methods, one of them in two stages; the samplers are chosen, and the teacher stands beside at equal steps."""
+    table = example("few_steps_table")
+    small = {"batch_size": 2, "warmup": 0, "held_out_most": 2}
+    whole = table.recipes
+
+    def two(updates: int) -> dict[str, Any]:
+        chosen = {words: whole(updates)[words] for words in ("guided LoRA, rank 4", METHOD)}
+        for stages in chosen.values():
+            for stage in stages:
+                stage["settings"] |= small
+        return chosen
+
+    monkeypatch.setattr(table, "recipes", two)
+    monkeypatch.setattr(table, "PICTURES", 60)
+    monkeypatch.setattr(table, "STEPS", (2, 1))
+    words = ["--updates", "4", "--prompts", "2", "--images", "2", "--validation", "2", "--repeats", "1"]
+    table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
+    rows = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| ")][1:]
+    names = ["teacher, guided", "teacher, unguided", "guided LoRA, rank 4", METHOD]
+    assert {row[0].removeprefix("| ") for row in rows} == set(names)
+    steps = {name: [int(row[1]) for row in rows if row[0] == f"| {name}"] for name in names}
+    assert steps == {names[0]: [25, 2, 1], names[1]: [25, 2, 1], names[2]: [25, 2, 1], METHOD: [2, 1]}
+    assert all(row[2] in (*table.SAMPLERS, "ddim") for row in rows)

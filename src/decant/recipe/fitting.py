@@ -14,6 +14,7 @@ from decant.stages.distill_settings import Distill
 from decant.stages.fit import Pair, fit
 from decant.stages.prune import Prune, damage_of
 from decant.stages.stage import Stage
+from decant.stages.training_settings import Training
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def fitted(
         if isinstance(job.settings, Distill):
             pair = Pair(source.config, models["teacher"].config, source.origin, condition_tokens(teacher))
             changes[job.name] = fit(job.settings, pair, limit_mb, partial(_say, talk, job.name)).changes
+        elif isinstance(job.settings, Training):
+            _say(talk, job.name, "left as it is: --fit knows stages of distill alone")
     return recipe.model_copy(update={"stages": tuple(_changed(recipe.stages, jobs, changes))})
 
 
