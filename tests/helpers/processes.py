@@ -6,11 +6,12 @@ import importlib.util
 import io
 import multiprocessing as mp
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -136,3 +137,23 @@ def _decant(words: list[str], said: Path, environment: Mapping[str, str]) -> Non
 
     sys.argv, sys.orig_argv = [str(command.__file__), *words], [*DECANT, *words]
     command.main()
+
+
+def lines_in(path: Path) -> int:
+    """Of a file that may not be there yet."""
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def stopped_on_its_way(words: list[str], out: Path, signals: Sequence[int], most: int, chance: random.Random) -> None:
+    """A verb that trains into ``out``, ended by each signal after 1 to ``most`` more updates; then it goes to its end."""
+    losses = out.parent / f".{out.name}.work" / out.name / "partial" / "losses.jsonl"
+    for number in signals:
+        child = Begun(words, out.parent / "said")
+        more = lines_in(losses) + chance.randint(1, most)
+        child.wait_for(lambda more=more: lines_in(losses) >= more)  # type: ignore[misc]
+        time.sleep(chance.uniform(0, 0.1))
+        child.signal(number)
+        assert child.wait() in (-number, 128 + number), child.said
+        assert not out.exists()
+    went_on = here(*words)
+    assert went_on.returncode == 0 and "goes on from the checkpoint" in went_on.stderr, went_on.stderr

@@ -343,14 +343,8 @@ def consistency(  # noqa: PLR0913 (a student and all that it learns from)
         cache: a folder that keeps latents and text embeddings for many runs.
         device: where to compute; auto: an accelerator if there is one.
     """
-    from decant.cli import work
-
-    settings = work.on_device(work.settings_of("consistency", sets), device)
-    models: dict[str, str | Path] = {Path(student).name or "student": student}
-    record = work.one_stage(
-        "consistency", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
-    )
-    say(record, json, str(out))
+    told = {"teacher": teacher, "data": data, "out": out, "seed": seed, "cache": cache}
+    _one_training("consistency", student, sets, device, json, **told)
 
 
 @app.command
@@ -377,14 +371,18 @@ def dmd(  # noqa: PLR0913 (a student and all that it learns from)
         cache: a folder that keeps latents and text embeddings for many runs.
         device: where to compute; auto: an accelerator if there is one.
     """
+    told = {"teacher": teacher, "data": data, "out": out, "seed": seed, "cache": cache}
+    _one_training("dmd", student, sets, device, json, **told)
+
+
+def _one_training(kind: str, student: str, sets: Sets, device: Device | None, json: bool, **told: Any) -> None:
+    """One stage that trains a student, by itself."""
     from decant.cli import work
 
-    settings = work.on_device(work.settings_of("dmd", sets), device)
+    settings = work.on_device(work.settings_of(kind, sets), device)
     models: dict[str, str | Path] = {Path(student).name or "student": student}
-    record = work.one_stage(
-        "dmd", settings, teacher=teacher, models=models, data=data, seed=seed, out=out, talk=talk, cache=cache
-    )
-    say(record, json, str(out))
+    record = work.one_stage(kind, settings, models=models, talk=talk, **told)
+    say(record, json, str(told["out"]))
 
 
 @app.command
