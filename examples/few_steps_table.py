@@ -238,7 +238,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"{args.images} of each of {args.prompts} held-out captions; of the teacher's: paired, beside its 25 steps of "
         f"DDIM at guidance {GUIDANCE:g}; diversity: how far apart things stand in one caption's right pictures, "
         "beside the teacher's. 95 % intervals over captions. Sampler: the most right of DDIM and Euler with trailing "
-        f"timesteps and LCM's on {args.validation} other captions. ms: one picture, median of {args.repeats}, {threads}.",
+        f"timesteps and LCM's on {args.validation} other captions. ms: one picture, on {threads}.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",

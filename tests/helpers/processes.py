@@ -145,7 +145,7 @@ def lines_in(path: Path) -> int:
 
 
 def stopped_on_its_way(words: list[str], out: Path, signals: Sequence[int], most: int, chance: random.Random) -> None:
-    """A verb that trains into ``out``, ended by each signal after 1 to ``most`` more updates; then it goes to its end."""
+    """A verb that trains into ``out``, ended by each signal after 1 to ``most`` more updates; then it runs on."""
     losses = out.parent / f".{out.name}.work" / out.name / "partial" / "losses.jsonl"
     for number in signals:
         child = Begun(words, out.parent / "said")
