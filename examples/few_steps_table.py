@@ -38,7 +38,7 @@ COMMON: dict[str, Any] = {
     "batch_size": 16, "schedule": "one_cycle", "warmup": 20, "held_out": 0.05, "checkpoint_every": 100,
 }  # fmt: skip
 GUIDED = {**COMMON, "task": 0, "feature": 0, "teacher_guidance_scale": GUIDANCE, "min_snr_gamma": 5, "sampler": "lcm"}
-CONSISTENCY = {**COMMON, "teacher_guidance_scale": GUIDANCE, "solver_steps": 20}
+CONSISTENCY = {**COMMON, "teacher_guidance_scale": GUIDANCE, "learning_rate": 5e-4}
 DMD = {
     **COMMON, "teacher_guidance_scale": GUIDANCE, "fake_updates": 2, "learning_rate": 1e-4,
     "fake_learning_rate": 3e-4, "ema": 0.95, "sample_steps": 2,
@@ -60,8 +60,11 @@ COLUMNS = (
 )
 ALONE = {  # the method's words -> its only stage
     "guided LoRA, rank 4": ("distill", {**GUIDED, "lora": {"rank": 4}, "learning_rate": 2e-3}),
-    "consistency": ("consistency", {**CONSISTENCY, "learning_rate": 1e-3}),
-    "consistency LoRA, rank 16": ("consistency", {**CONSISTENCY, "lora": LORA, "learning_rate": 2e-3, "ema": None}),
+    "consistency": ("consistency", CONSISTENCY),
+    "consistency LoRA, rank 16": (
+        "consistency",
+        {**CONSISTENCY, "lora": LORA, "learning_rate": 2e-3, "ema": None, "solver_steps": 20},
+    ),
     "distribution matching": ("dmd", DMD),
     "distribution matching, one network": (
         "dmd",
@@ -83,17 +86,17 @@ def recipes(updates: int) -> dict[str, list[dict[str, Any]]]:
     }
     part = updates // 4
     found["consistency, then distribution matching"] = [
-        stage("consistency", "first", "teacher", steps=updates - part, **CONSISTENCY, learning_rate=1e-3),
+        stage("consistency", "first", "teacher", steps=updates - part, **CONSISTENCY),
         stage("dmd", "student", "first", steps=part, **DMD),
     ]
     found["BK-Tiny, then consistency"] = [
         *tiny(updates, "teacher"),
-        stage("consistency", "student", "tiny", steps=updates, **CONSISTENCY, learning_rate=1e-3),
+        stage("consistency", "student", "tiny", steps=updates, **CONSISTENCY),
     ]
     found["consistency, then BK-Tiny"] = [
-        stage("consistency", "few", "teacher", steps=updates, **CONSISTENCY, learning_rate=1e-3),
+        stage("consistency", "few", "teacher", steps=updates, **CONSISTENCY),
         stage("prune", "cut", "few", student="bk-tiny"),
-        stage("consistency", "student", "cut", steps=3 * updates, **CONSISTENCY, learning_rate=1e-3),
+        stage("consistency", "student", "cut", steps=3 * updates, **CONSISTENCY),
     ]
     return found
 
