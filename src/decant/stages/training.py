@@ -101,9 +101,9 @@ def train(method: Method, data: Latents, settings: Training, inputs: Inputs, mid
         mine = inputs.ranks.part(stream(inputs.seed, step, most * settings.accumulation, data.n))
         return [data.batch(tuple(mine[start : start + most])) for start in range(0, len(mine), most)]
 
-    if state.resume(inputs.work):
-        inputs.talk(f"goes on from the checkpoint of step {state.step}")
     student, updates = next(iter(method.players)), settings.steps * sum(p.updates_each for p in method.players.values())
+    if state.resume(inputs.work):
+        inputs.talk(f"goes on from the checkpoint of step {state.updates[student]}")
     log = Curve(inputs.work / "losses.jsonl" if inputs.ranks.first else None, state.step, updates)
     with progress("distilling", settings.steps, inputs.talk) as tick, log:
         for step in guarded(loop(method, batches, state), state, inputs, settings.checkpoints):
