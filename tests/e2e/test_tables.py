@@ -122,7 +122,7 @@ def test_methods_of_few_steps_are_compared_with_their_teacher(tmp_path: Path, mo
         return chosen
 
     monkeypatch.setattr(table, "recipes", two)
-    monkeypatch.setattr(table, "PICTURES", 60)
+    monkeypatch.setattr(table, "PICTURES", 110)
     monkeypatch.setattr(table, "STEPS", (2, 1))
     words = ["--updates", "4", "--prompts", "2", "--images", "2", "--validation", "2", "--repeats", "1"]
     table.main([*words, "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md")])
