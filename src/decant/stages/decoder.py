@@ -29,7 +29,7 @@ from decant.models.small_vae import Halves, check_teacher, decode_macs, encode_m
 from decant.stages.curve import Curve
 from decant.stages.decodings import Decoding, Decodings
 from decant.stages.progress import progress
-from decant.stages.record import carried, data_of, figures_of
+from decant.stages.record import carried, data_of, drawn_alike, figures_of
 from decant.stages.samples import Sampling
 from decant.stages.scan import scan_data
 from decant.stages.scoring import number
@@ -156,6 +156,7 @@ def run(settings: SmallDecoder, inputs: Inputs, out: Path) -> dict[str, Any]:
     return {
         "family": family.name,
         **carried(inputs.source),
+        **drawn_alike(inputs.source),
         "data": data_of(inputs.data, captioned.skipped, [*train.replaced, *held.replaced], **counts),
         "figures": figures_of(players.source.unet, family.tokens),
         "decoder": {name: {**figures, **times.get(name, {})} for name, figures in found.items()},

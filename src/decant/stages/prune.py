@@ -29,7 +29,7 @@ from decant.models.surgery.spaces import Spaces
 from decant.models.surgery.surgery import Surgery, build, layer_map, skeleton
 from decant.stages.calibrate import calibration
 from decant.stages.description import Description
-from decant.stages.record import figures_of, inherited, surgery_map_of
+from decant.stages.record import drawn_alike, figures_of, inherited, surgery_map_of
 from decant.stages.stage import Inputs, Settings, Stage
 from decant.stages.told import changes
 
@@ -97,6 +97,7 @@ def run(settings: Prune, inputs: Inputs, out: Path) -> dict[str, Any]:
         "surgery_map": surgery.surgery_map.to_json(),
         "figures": figures_of(unet, family.tokens),
         **inherited(inputs.source),
+        **drawn_alike(inputs.source),
     }
 
 

@@ -10,7 +10,7 @@ from decant.models.device import Device
 from decant.models.families.of import family_of
 from decant.models.load import cast, load, save
 from decant.stages.effect import effect, effect_told
-from decant.stages.record import figures_of, inherited, read_record
+from decant.stages.record import drawn_alike, figures_of, inherited, read_record
 from decant.stages.stage import Inputs, Settings, Stage
 
 
@@ -37,6 +37,7 @@ def run(settings: Quantize, inputs: Inputs, out: Path) -> dict[str, Any]:
         "family": family.name,
         **kept,
         **inherited(inputs.source),
+        **drawn_alike(inputs.source),
         "figures": figures_of(after.unet, family.tokens),
         "rounding": _rounding(before, load(out)),
         "effect": found,

@@ -44,8 +44,13 @@ def inherited(source: str | Path) -> dict[str, Any]:
     lineage = list(parent.get("lineage", []))
     if parent:
         lineage.append({key: parent[key] for key in ("stage", "name", "settings", "seed", "made") if key in parent})
-    sampling = {"sampling": parent["sampling"]} if "sampling" in parent else {}
-    return {"lineage": lineage, **sampling}
+    return {"lineage": lineage}
+
+
+def drawn_alike(source: str | Path) -> dict[str, Any]:
+    """What a child's record takes over where it keeps its parent's scheduler: how a student of few steps is drawn."""
+    parent = read_record(source)
+    return {"sampling": parent["sampling"]} if "sampling" in parent else {}
 
 
 def carried(source: str | Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from decant.models.families.of import family_of
 from decant.models.load import cast, load, save, stored_dtype
 from decant.models.sparsity import without_smallest, zeros
 from decant.stages.effect import effect, effect_told
-from decant.stages.record import figures_of, inherited, read_record
+from decant.stages.record import drawn_alike, figures_of, inherited, read_record
 from decant.stages.stage import Inputs, Settings, Stage
 
 
@@ -39,6 +39,7 @@ def run(settings: Sparsify, inputs: Inputs, out: Path) -> dict[str, Any]:
         "family": family.name,
         **kept,
         **inherited(inputs.source),
+        **drawn_alike(inputs.source),
         "figures": figures_of(after.unet, family.tokens),
         "sparsity": {"zeros": none, "weights": of, "ratio": none / of},
         "effect": found,

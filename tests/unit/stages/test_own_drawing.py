@@ -9,9 +9,11 @@ from PIL import Image
 
 from decant.models.generate import generate
 from decant.models.load import load, save
+from decant.scenes.folder import draw_folder
 from decant.stages.bench import How, bench, drawn_as
 from decant.stages.draw import draw_to
-from decant.stages.record import drawing_of, inherited
+from decant.stages.record import drawing_of
+from processes import here
 
 SAID = {"steps": 2, "guidance_scale": 1.0, "sampler": "lcm"}
 PROMPT = "a large red circle on a white background"
@@ -45,5 +47,18 @@ def test_a_measurement_follows_it_beside_one_that_does_not(student: Path) -> Non
     assert found["few"]["measured"]["steps"] == 2 and "measured_as" not in found["few"]
 
 
-def test_what_is_made_of_it_is_drawn_so_too(student: Path) -> None:
-    assert inherited(student)["sampling"] == SAID
+def test_a_cut_of_it_is_drawn_so_too(student: Path, tmp_path: Path) -> None:
+    done = here("prune", "--teacher", student, "--student", "vega", "--rule", "even", "--out", tmp_path / "cut")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "cut" / "decant.json").read_text())["sampling"] == SAID
+
+
+def test_a_student_of_a_teachers_outputs_is_drawn_as_that(student: Path, tmp_path: Path) -> None:
+    """It gets the teacher's scheduler, so that what its parent's was made for holds no longer."""
+    pictures = draw_folder(tmp_path / "pictures", 30, "train")
+    few = ("steps=1", "batch_size=2", "feature=0", "held_out=0.2", "held_out_most=2", "device=cpu")
+    sets = [word for each in few for word in ("--set", each)]
+    out = tmp_path / "distilled"
+    done = here("distill", student, "--teacher", "scenes-xl", "--data", pictures, "--out", out, *sets)
+    assert done.returncode == 0, done.stderr
+    assert drawing_of(out) is None
