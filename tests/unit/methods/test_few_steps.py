@@ -80,7 +80,7 @@ class Oracle(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """The perfect network where pictures are normal with deviation ``DEVIATION``: a teacher's, which says their mean, or
+    """The perfect network where pictures are normal with ``DEVIATION``: a teacher's, which says their mean, or
     a student's, which says where the way ends. ``late``: timesteps by which it mistakes its place on the way.
     """
 
