@@ -83,7 +83,8 @@ def test_a_picture_of_a_shard_costs_some_hundred_bytes(tmp_path: Path, spelled: 
     for pictures in (2000, 6000):
         shards = _shards(tmp_path / str(pictures), pictures)
         assert len(use(shards).files) == pictures
-        peaks[pictures] = _peak(lambda shards=shards: use(shards))
+        # The least of three: what other tests' threads allocate meanwhile is counted too, and only ever adds.
+        peaks[pictures] = min(_peak(lambda shards=shards: use(shards)) for _ in range(3))
     assert (peaks[6000] - peaks[2000]) / 4000 < 400, peaks
 
 
