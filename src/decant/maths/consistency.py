@@ -28,6 +28,17 @@ def solver_grid(timesteps: int, count: int) -> Tensor:
     return torch.arange(1, count + 1) * stride - 1
 
 
+def phase_end(t: Tensor, timesteps: int, phases: int) -> Tensor:
+    """Where the phase of each of the timesteps ``t`` ``(B,)`` ends, when ``timesteps`` are cut into ``phases`` equal
+    ones: the timestep that DDIM with trailing timesteps goes to from the phase's beginning, and 0 for the last phase.
+
+    Wang et al. 2024, "Phased Consistency Models", arXiv 2405.18407, section 3.1.
+    """
+    assert timesteps % phases == 0, f"{phases} phases of {timesteps} timesteps"
+    length = timesteps // phases
+    return (t // length * length - 1).clamp(min=0)
+
+
 def ddim_step(x_0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The point of the same trajectory at (alpha, sigma). Song et al. 2021, "DDIM", eq. 12 with no added noise.
 

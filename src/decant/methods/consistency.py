@@ -3,6 +3,8 @@
 Luo et al. 2023, "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step Inference", arXiv
 2310.04378, eqs. 12-17, and its LoRA: Luo et al. 2023, "LCM-LoRA", arXiv 2311.05556. Two points of one trajectory, a
 step of the teacher's solver apart, must lead to the same end; the one nearer to it is believed, without a gradient.
+With phases the way has several ends, one after the other: Wang et al. 2024, "Phased Consistency Models", arXiv
+2405.18407, eqs. 4-6.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from decant.data.batch import Batch
 from decant.losses.output import huber, mse
 from decant.losses.term import Term
 from decant.maths import timesteps
-from decant.maths.consistency import boundary, ddim_step, guidance_embedding, solver_grid
+from decant.maths.consistency import boundary, ddim_step, guidance_embedding, phase_end, solver_grid
 from decant.maths.guidance import guide
 from decant.maths.prediction import Prediction, to_epsilon, to_x_0
 from decant.models.families.family import Family
@@ -31,13 +33,15 @@ Distance = Literal["mse", "huber"]
 class Knobs:
     """guidance_scale: of the teacher's solver; two numbers: drawn for each sample between them. embedding: width of
     what tells the student its guidance, None for one that is not told. solver_steps: of the teacher's whole way, of
-    which a training step bridges one. distance: between the two ends. ema: decay of the average that is believed; None
+    which a training step bridges one. phases: parts of that way, each with an end of its own; it divides solver_steps,
+    and they the timesteps. distance: between the two ends. ema: decay of the average that is believed; None
     believes the student itself, as a LoRA does.
     """
 
     guidance_scale: float | tuple[float, float] = 7.5
     embedding: int | None = None
     solver_steps: int = 50
+    phases: int = 1
     distance: Distance = "huber"
     ema: float | None = None
 
@@ -77,6 +81,7 @@ class Consistency:
         device, shape = batch.mean.device, tuple(batch.mean.shape[1:])
         t = timesteps.on_grid(draw.uniform("timestep"), grid).to(device)
         t_before = (t - int(grid[0] + 1)).clamp(min=0)
+        until = phase_end(t, len(self.family.schedule.alpha), self.knobs.phases)
         x_0 = batch.latents(draw.normal("latent", shape).to(device))
         x_t = self.family.corrupt(x_0, draw.normal("noise", shape).to(device), t)
         scale = self._scale(draw).to(device)
@@ -84,8 +89,8 @@ class Consistency:
         told = self._told(batch.condition, scale)
         believed = nets[average_of("student")] if self.knobs.ema is not None else nets["student"]
         with torch.no_grad():
-            goal = self._end(believed, x_before, t_before, told).clone()
-        end = self._end(nets["student"], x_t, t, told)
+            goal = self._end(believed, x_before, t_before, until, told).clone()
+        end = self._end(nets["student"], x_t, t, until, told)
         return [Term("consistency", self._distance(end, goal))]
 
     def _solved(
@@ -103,10 +108,14 @@ class Consistency:
             solved = ddim_step(x_0, noise, *there)
         return solved.clone()
 
-    def _end(self, net: nn.Module, x_t: Tensor, t: Tensor, told: Condition) -> Tensor:
-        """The consistency function: where ``x_t`` leads, ``(B, C, h, w)``."""
-        output = self.family.denoise(net, x_t, t, told)
-        x_0 = to_x_0(self.prediction, output, x_t, *self.family.schedule.at(t, x_t.ndim))
+    def _end(self, net: nn.Module, x_t: Tensor, t: Tensor, until: Tensor, told: Condition) -> Tensor:
+        """The consistency function: where ``x_t`` leads, ``(B, C, h, w)``; with phases, at the timesteps ``until``."""
+        output, schedule = self.family.denoise(net, x_t, t, told), self.family.schedule
+        here = schedule.at(t, x_t.ndim)
+        x_0 = to_x_0(self.prediction, output, x_t, *here)
+        if self.knobs.phases > 1:
+            noise = to_epsilon(self.prediction, output, x_t, *here)
+            return ddim_step(x_0, noise, *schedule.at(until, x_t.ndim))
         c_skip, c_out = boundary(t, x_t.ndim)
         return c_skip * x_t + c_out * x_0
 

@@ -43,7 +43,7 @@ def fitted(
         elif job.stage.gives_pipeline:
             models[job.name] = source
         if isinstance(job.settings, Distill):
-            pair = Pair(source.config, models["teacher"].config, source.origin, condition_tokens(teacher))
+            pair = Pair(source.config, models[job.teacher].config, source.origin, condition_tokens(teacher))
             changes[job.name] = fit(job.settings, pair, limit_mb, partial(_say, talk, job.name)).changes
         elif isinstance(job.settings, Training):
             _say(talk, job.name, "left as it is: --fit knows stages of distill alone")

@@ -204,7 +204,7 @@ def _macs(job: Job, nets: Mapping[str, _Net], teacher: str) -> float:
         case "distill" | "consistency" | "dmd":
             samples = _setting(job, "steps") * _setting(job, "batch_size") * _setting(job, "accumulation")
             size = _setting(job, "size")
-            student, elder = (_at(nets[name], size) for name in (job.name, "teacher"))
+            student, elder = (_at(nets[name], size) for name in (job.name, job.teacher))
             return float(samples * _sample_macs(job, student, elder))
         case "decoder":
             assert isinstance(job.settings, SmallDecoder)
@@ -241,7 +241,7 @@ def _at(net: _Net, size: int | None) -> int:
 def _pace(jobs: Sequence[Job], nets: Mapping[str, _Net], device: torch.device) -> _Pace:
     """Measured with the first training's own networks where they are small, else with one convolution."""
     job = next((job for job in jobs if isinstance(job.settings, Training)), None)
-    student, teacher = nets[job.name if job else "teacher"], nets["teacher"]
+    student, teacher = nets[job.name if job else "teacher"], nets[job.teacher if job else "teacher"]
     bytes_needed = _FLOAT32 * (teacher.parameters + 4 * student.parameters)
     room = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info()[0]
     small = device.type != "cpu" or (3 * student.macs + teacher.macs) / 1e9 < _TRIED_AT_MOST_GMACS

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from decant.data.source import Data, find
-from decant.errors import nearest, refuse
+from decant.errors import UserError, nearest, refuse
 from decant.models.shipped import NAMES, shipped_folder
 from decant.ranks import here
 from decant.recipe.schema import Recipe, Step, check_wiring
@@ -31,7 +31,10 @@ _LIBRARIES = ("decant", "torch", "diffusers", "transformers", "accelerate", "saf
 
 @dataclass(frozen=True)
 class Job:
-    """One stage of a resolved recipe: its settings are validated and its inputs named."""
+    """One stage of a resolved recipe: its settings are validated and its inputs named.
+
+    ``teacher``: the name of what teaches it, the run's teacher or an earlier stage.
+    """
 
     number: int
     name: str
@@ -40,6 +43,7 @@ class Job:
     settings: Settings
     takes: tuple[str, ...]
     folder: str
+    teacher: str = "teacher"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class _Run:
     fingerprints: dict[str, str]
     cache: Path
 
+    def teacher_of(self, job: Job) -> str:
+        """The folder, hub id or name of what teaches a stage."""
+        return self.teacher if job.teacher == "teacher" else str(self.models[job.teacher])
+
 
 def resolve(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Job, ...]:
     """The recipe as jobs, with every stage's settings checked and filled in. Runs nothing.
@@ -73,8 +81,10 @@ def resolve(recipe: Recipe, stages: Mapping[str, Stage]) -> tuple[Job, ...]:
         stage = stages[step.stage]
         settings = validate(stage.settings, step.settings, f"{place}.settings")
         takes = _takes(step, stage, jobs, place)
-        folder = f"{number:02d}-{step.name}"
-        jobs.append(Job(number, step.name, step.stage, stage, settings, takes, folder))
+        folder, taught_by = f"{number:02d}-{step.name}", step.teacher or "teacher"
+        if taught_by not in ("teacher", *_pipelines(jobs)):
+            raise _no_pipeline(f"{place}.teacher", taught_by, jobs)
+        jobs.append(Job(number, step.name, step.stage, stage, settings, takes, folder, taught_by))
     return tuple(jobs)
 
 
@@ -189,8 +199,7 @@ def _prints_of(models: Mapping[str, str | Path], jobs: tuple[Job, ...], data: Da
 
 def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[str, ...]:
     """The names of the models a stage works on: those asked for, or the natural ones."""
-    pipelines = [job.name for job in earlier if job.stage.gives_pipeline]
-    allowed = ["teacher", *pipelines]
+    allowed = ["teacher", *_pipelines(earlier)]
     if (stage.takes == "one" and step.of is not None) or (stage.takes == "many" and step.start is not None):
         key, other = ("of", "from") if stage.takes == "one" else ("from", "of")
         hint = f"write `{other}:` instead"
@@ -198,11 +207,20 @@ def _takes(step: Step, stage: Stage, earlier: list[Job], place: str) -> tuple[st
     asked = step.of if stage.takes == "many" else (step.start,) if step.start else None
     for name in asked or ():
         if name not in allowed:
-            value = f"{name!r} gives no pipeline folder"
-            raise refuse(place, value, allowed=", ".join(allowed), hint="start from one of these")
+            raise _no_pipeline(place, name, earlier)
     if asked is not None:
         return tuple(asked)
     return tuple(allowed) if stage.takes == "many" else (allowed[-1],)
+
+
+def _pipelines(jobs: Sequence[Job]) -> list[str]:
+    """The names of stages that give a pipeline folder."""
+    return [job.name for job in jobs if job.stage.gives_pipeline]
+
+
+def _no_pipeline(place: str, name: str, earlier: Sequence[Job]) -> UserError:
+    allowed = ", ".join(["teacher", *_pipelines(earlier)])
+    return refuse(place, f"{name!r} gives no pipeline folder", allowed=allowed, hint="name one of these")
 
 
 def _check_needed(jobs: tuple[Job, ...], data: Data | None) -> None:
@@ -299,12 +317,14 @@ def _seconds_before(final: Path, request: dict[str, Any], say: Callable[[str], N
 
 def _request(job: Job, run: _Run) -> dict[str, Any]:
     """What decides a stage's outcome, as JSON: equal requests give equal folders."""
-    parents = {"teacher": run.teacher, **{name: str(run.models[name]) for name in job.takes}}
+    taught_by = () if job.teacher == "teacher" else (job.teacher,)
+    parents = {"teacher": run.teacher, **{name: str(run.models[name]) for name in (*job.takes, *taught_by)}}
     if job.stage.data != "unused" and run.data is not None:
         parents["data"] = str(run.data)
     listed = {name: {"path": path, "fingerprint": run.fingerprints[name]} for name, path in parents.items()}
     settings = job.settings.model_dump(mode="json")
     request = {"stage": job.kind, "settings": settings, "seed": run.seed, "takes": list(job.takes)}
+    request |= {"taught_by": job.teacher} if taught_by else {}
     return json.loads(json.dumps({**request, "parents": listed}))
 
 
@@ -312,7 +332,7 @@ def _differences(old: dict[str, Any] | None, new: dict[str, Any]) -> str:
     """Why a finished stage does not answer a request, in words; "" where it does."""
     if old is None:
         return "its record cannot be read"
-    found = [f"its {key} changed" for key in ("stage", "seed", "takes") if old.get(key) != new[key]]
+    found = [f"its {key} changed" for key in ("stage", "seed", "takes", "taught_by") if old.get(key) != new.get(key)]
     before, after = _mapping(old.get("settings")), new["settings"]
     for key in sorted({*before, *after}):
         if before.get(key) != after.get(key):
@@ -352,7 +372,7 @@ def _make(job: Job, run: _Run, request: dict[str, Any], label: str) -> float:
 
     ranks.on_first(begin)
     models = {name: run.models[name] for name in job.takes}
-    inputs = Inputs(run.teacher, models, run.data, run.seed, work / "partial", run.talk, run.cache)
+    inputs = Inputs(run.teacher_of(job), models, run.data, run.seed, work / "partial", run.talk, run.cache)
     start = time.monotonic()
     try:
         if job.stage.ranks == "all":

@@ -19,7 +19,10 @@ _MAX_VALUES = 100_000
 
 
 class Step(BaseModel):
-    """One stage of a recipe: which, from what, and its settings (checked later, by the stage itself)."""
+    """One stage of a recipe: which, from what, and its settings (checked later, by the stage itself).
+
+    ``teacher``: an earlier stage that teaches this one in the place of the run's teacher.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
@@ -27,6 +30,7 @@ class Step(BaseModel):
     name: StageName = ""
     start: str | None = Field(default=None, alias="from")
     of: tuple[str, ...] | None = None
+    teacher: str | None = None
     settings: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -101,9 +105,10 @@ def check_wiring(recipe: Recipe, place: str) -> None:
         if step.name in (*earlier, *_RESERVED):
             hint = "give every stage a `name` of its own"
             raise refuse(where, f"the name {step.name!r} is taken", allowed="unique names", hint=hint)
-        for wanted in [*([step.start] if step.start else []), *(step.of or ())]:
-            if wanted not in earlier:
-                value = f"starts from {wanted!r}, which is no earlier stage"
+        for wanted in (step.start, step.teacher, *(step.of or ())):
+            if wanted and wanted not in earlier:
+                how = "is taught by" if wanted == step.teacher else "starts from"
+                value = f"{how} {wanted!r}, which is no earlier stage"
                 raise refuse(where, value, allowed=", ".join(earlier), hint=nearest(wanted, earlier))
         earlier.append(step.name)
 

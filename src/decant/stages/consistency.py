@@ -10,11 +10,10 @@ from decant.errors import UnfitError, refuse
 from decant.methods.consistency import Consistency, Knobs
 from decant.models.families.unet import told_guidance
 from decant.models.samplers import Drawing, Sampler
+from decant.stages.few_steps import few_steps
 from decant.stages.lora import is_lora
-from decant.stages.midway import Midway
-from decant.stages.players import Players, open_players
+from decant.stages.players import Players
 from decant.stages.stage import Inputs, Stage
-from decant.stages.training import encode, look, record_of, save_student, ship, train
 from decant.stages.training_settings import Scale, Training, check_scales
 
 _EMBEDDING = 256  # width of what a student is told about its guidance, as LCM's
@@ -37,9 +36,20 @@ class ConsistencySettings(Training):
         False, description="tell the student its guidance, so that it can be chosen when it draws"
     )
     solver_steps: int = Field(50, ge=1, description="of the teacher's whole way; a training step bridges one of them")
+    phases: int = Field(
+        1, ge=1, description="parts of that way, each led to its own end; several: drawn in as many steps of DDIM"
+    )
     distance: Literal["mse", "huber"] = Field("huber", description="between the ends of two points of one way")
     sample_steps: int = Field(4, ge=1, description="sampler steps that its folder recommends, and of sample pictures")
     sampler: Sampler | None = Field("lcm", description="what the student's folder says it is sampled by")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn_in_phases(cls, said: Any) -> Any:
+        phases = said.get("phases") if isinstance(said, dict) else None
+        if not isinstance(phases, int) or phases < 2:
+            return said
+        return {"sample_steps": phases, "sampler": "ddim-trailing", **said}
 
     @model_validator(mode="after")
     def _told(self) -> Self:
@@ -47,27 +57,23 @@ class ConsistencySettings(Training):
         if self.guidance_embedding and self.lora is not None:
             hint = "set guidance_embedding=false, or train all weights: lora=null"
             raise UnfitError("guidance_embedding", True, allowed="false: a LoRA has no place for it", hint=hint)
+        if self.solver_steps % self.phases:
+            hint = f"set solver_steps={self.phases * max(1, round(40 / self.phases))}"
+            raise UnfitError(
+                "phases", self.phases, allowed=f"what divides solver_steps, {self.solver_steps}", hint=hint
+            )
         return self
 
 
 def run(settings: ConsistencySettings, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Train the student in ``inputs.source`` towards ``inputs.teacher``; writes the student's pipeline folder."""
-    found = look(settings, inputs, out)
-    players = open_players(settings, inputs, found.shown)
-    if settings.guidance_embedding:
-        players = replace(players, student=told_guidance(players.student, _EMBEDDING))
-    method = _method(settings, players)
-    encoded = encode(players, settings, inputs, found)
-    student = Drawing(settings.sample_steps, drawn_guidance(settings), "as-is")
-    midway = Midway(settings, inputs, players, student, Drawing(settings.prompt_steps, settings.prompt_guidance_scale))
-    curve = train(method, encoded.train, settings, inputs, midway)
-    inputs.ranks.meet()
-    midway.take_best(players.student)
-    players, said = ship(players, settings, inputs, out)
-    if not inputs.ranks.first:
-        return {}
-    save_student(players, inputs, out)
-    return {**record_of(players, inputs, found, encoded, curve, midway), **said, "sampling": student.to_json()}
+
+    def made(players: Players) -> tuple[Players, Consistency]:
+        if settings.guidance_embedding:
+            players = replace(players, student=told_guidance(players.student, _EMBEDDING))
+        return players, _method(settings, players)
+
+    return few_steps(settings, inputs, out, Drawing(settings.sample_steps, drawn_guidance(settings), "as-is"), made)
 
 
 def drawn_guidance(settings: ConsistencySettings) -> float:
@@ -82,11 +88,15 @@ def _method(settings: ConsistencySettings, players: Players) -> Consistency:
     if settings.solver_steps > timesteps:
         allowed = f"1 to {timesteps}, the teacher's timesteps"
         raise refuse("solver_steps", settings.solver_steps, allowed=allowed, hint="the paper's is 50")
+    if settings.phases > 1 and timesteps % settings.solver_steps:
+        allowed = f"with phases, what divides the teacher's {timesteps} timesteps"
+        raise refuse("solver_steps", settings.solver_steps, allowed=allowed, hint="40 has 2, 4 and 8 phases")
     width = int(players.student.config["time_cond_proj_dim"] or 0)
     knobs = Knobs(
         guidance_scale=settings.teacher_guidance_scale,
         embedding=width or None,
         solver_steps=settings.solver_steps,
+        phases=settings.phases,
         distance=settings.distance,
         ema=settings.ema,
     )

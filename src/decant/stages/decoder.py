@@ -1,6 +1,6 @@
 """Distil a pipeline's autoencoder into a small one, so that decoding costs little beside a few steps of a UNet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -10,35 +10,29 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from decant.bench.timer import peak_memory_mb, time_rounds
-from decant.data.batch import Batch
 from decant.data.captioned import Captioned, split
-from decant.data.order import stream
-from decant.data.picture import Aspect, View
+from decant.data.picture import View
 from decant.errors import UnfitError, refuse
 from decant.methods.decoder import LATENT, PICTURE, TAUGHT, Decoder, Distance, Weights, in_range
 from decant.metrics.interval import bootstrap_mean
 from decant.metrics.lpips import lpips
 from decant.models.cost import latent_of, parameters
-from decant.models.device import Device, pick
+from decant.models.device import pick
 from decant.models.families.latents import VAE, decoded
 from decant.models.families.of import family_of
 from decant.models.generate import pixels
 from decant.models.layout import Pipeline, rebuilt
 from decant.models.load import cast, load, save, stored_dtype
 from decant.models.small_vae import Halves, check_teacher, decode_macs, encode_macs, new_small_vae, small_config
-from decant.stages.curve import Curve
 from decant.stages.decodings import Decoding, Decodings
-from decant.stages.progress import progress
 from decant.stages.record import carried, data_of, drawn_alike, figures_of
 from decant.stages.samples import Sampling
 from decant.stages.scan import scan_data
 from decant.stages.scoring import number
-from decant.stages.stage import Inputs, Settings, Stage
-from decant.stages.training import finish, guarded
-from decant.stages.training_settings import MixedPrecision
-from decant.train.loop import loop
+from decant.stages.stage import Inputs, Stage
+from decant.stages.training import check_ranks, plain_run, train
+from decant.stages.training_settings import Updates
 from decant.train.optimizers import LRSchedule
-from decant.train.state import RunSettings, TrainState
 
 _PROOF_AT_ONCE = 8  # pictures decoded together for the proof
 _BETAS = (0.9, 0.99)  # no noise levels here whose gradients differ a thousandfold: a shorter memory will do
@@ -46,7 +40,7 @@ _PEAK = 2.0  # what pictures go from -1 to 1 over
 Weight = Annotated[float, Field(ge=0)]
 
 
-class SmallDecoder(Settings):
+class SmallDecoder(Updates):
     """A small autoencoder, diffusers' AutoencoderTiny, that learns from the teacher's. Defaults are TAESD's shape."""
 
     width: int | None = Field(
@@ -56,8 +50,11 @@ class SmallDecoder(Settings):
         None, description="blocks of each level of the decoder, from latents to pixels; null: 3 each, 1 at the pixels"
     )
     steps: int = Field(1500, ge=1, description="updates")
-    batch_size: int = Field(16, ge=1, description="pictures in an update")
-    size: int | None = Field(None, ge=8, description="pixels; null: the network's own")
+    learning_rate: float = Field(3e-3, gt=0, description="of AdamW, at its highest")
+    schedule: LRSchedule = Field("one_cycle", description="how the learning rate goes over the steps")
+    warmup: int = Field(50, ge=0, description="steps in which it grows; at most the half of them")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    channels_last: bool = Field(True, description="channels innermost in memory: faster convolutions")
     picture: Weight = Field(1.0, description="weight of the error to the picture that a latent was encoded from")
     taught: Weight = Field(1.0, description="weight of the error to the teacher's picture of the latent")
     edges: Weight = Field(0.0, description="weight of the error of edges to those of the teacher's picture")
@@ -71,40 +68,12 @@ class SmallDecoder(Settings):
     )
     sample_steps: int = Field(25, ge=1, description="sampler steps of these")
     sample_guidance_scale: float = Field(7.5, ge=0, description="guidance of these")
-    learning_rate: float = Field(3e-3, gt=0, description="of AdamW, at its highest")
-    schedule: LRSchedule = Field("one_cycle", description="how the learning rate goes over the steps")
-    warmup: int = Field(50, ge=0, description="steps in which it grows; at most the half of them")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: not clipped")
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="decay of the average of the weights that is shipped in their place; null: none"
-    )
-    precision: MixedPrecision = Field("no", description="mixed precision; no: float32")
-    channels_last: bool = Field(True, description="channels innermost in memory: faster convolutions")
-    fast_products: bool = Field(False, description="on a CPU: products of bfloat16 factors")
-    compile: bool = Field(False, description="torch.compile: a minute to begin with, then a faster step")
-    device: Device = Field("auto", description="auto: an accelerator if there is one")
-    held_out: float = Field(0.1, gt=0, lt=1, description="part of the pictures kept for the proof")
-    held_out_most: int = Field(64, ge=1, description="at most so many of them are measured")
-    max_skipped: float = Field(
-        0.1, ge=0, le=1, description="refuse the folder when more than this part of it cannot be used"
-    )
-    aspect: Aspect = Field("crop", description="how a picture becomes a square; letterbox: with black")
-    crops: int = Field(
-        0, ge=0, description="random crops of each picture, of which every epoch draws one; 0: the centre"
-    )
-    flip: bool = Field(False, description="mirrored pictures too, left for right, every other time")
     latency_repeats: int = Field(5, ge=0, description="timed decodings of each decoder in the end; 0: no timing")
-    checkpoint_every: int = Field(500, ge=1, description="steps; what a power cut can cost at most")
-    checkpoints: int = Field(2, ge=1, description="how many of the last ones stay")
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if not (self.picture or self.taught):
             raise UnfitError("taught", "0, and picture too", allowed="one of them above 0", hint="set taught=1")
-        if self.crops and self.aspect != "crop":
-            allowed = f"0: a picture shown whole has no crops, and aspect is {self.aspect}"
-            raise UnfitError("crops", self.crops, allowed=allowed, hint="set crops=0, or aspect=crop")
         return self
 
 
@@ -128,19 +97,18 @@ def run(settings: SmallDecoder, inputs: Inputs, out: Path) -> dict[str, Any]:
     """
     ranks = inputs.ranks
     ranks.join()
-    if settings.batch_size < ranks.count:
-        allowed = f"at least {ranks.count}, a picture for every rank"
-        raise refuse("decoder.batch_size", settings.batch_size, allowed=allowed, hint="raise it, or start fewer")
+    check_ranks(settings, ranks)
     perceptual = lpips() if settings.perceptual else None
     players = _open(settings, inputs)
     captioned = ranks.on_first(lambda: scan_data(inputs, settings.max_skipped, out))
     if captioned.alone:
         value, hint = f"{captioned.place} holds prompts alone", "name a folder of pictures"
         raise refuse("data", value, allowed="pictures", hint=hint)
-    train, held = _decode(settings, inputs, players, *split(captioned, settings.held_out, inputs.seed))
+    learned, held = _decode(settings, inputs, players, *split(captioned, settings.held_out, inputs.seed))
     weights = Weights(settings.picture, settings.taught, settings.edges, settings.perceptual, settings.encoder)
     method = Decoder.of(Halves(players.vae), weights, settings.distance, perceptual, settings.ema)
-    curve = _train(method, train, settings, inputs)
+    run = replace(plain_run(settings, inputs.seed), betas=_BETAS, warmup=min(settings.warmup, settings.steps // 2))
+    curve = train(method, learned, settings, run, inputs)
     stored = stored_dtype(inputs.source)
     nn.Module.to(players.vae, dtype=stored).float()  # so that what is measured is what is stored
     device = pick(settings.device)
@@ -152,12 +120,12 @@ def run(settings: SmallDecoder, inputs: Inputs, out: Path) -> dict[str, Any]:
     times = _times(players, settings, device)
     save(cast(players.student, stored), out)
     family = family_of(players.source)
-    counts = {"used": train.n_pictures, "held_out": held.n, "drawn": train.n_drawn}
+    counts = {"used": learned.n_pictures, "held_out": held.n, "drawn": learned.n_drawn}
     return {
         "family": family.name,
         **carried(inputs.source),
         **drawn_alike(inputs.source),
-        "data": data_of(inputs.data, captioned.skipped, [*train.replaced, *held.replaced], **counts),
+        "data": data_of(inputs.data, captioned.skipped, [*learned.replaced, *held.replaced], **counts),
         "figures": figures_of(players.source.unet, family.tokens),
         "decoder": {name: {**figures, **times.get(name, {})} for name, figures in found.items()},
         "held_out": {"n": held.n, **errors},
@@ -215,47 +183,6 @@ def _decode(
     if inputs.ranks.count > 1:
         inputs.ranks.on_first(lambda: bool(both()))  # the others then read what it wrote
     return both()
-
-
-def _train(method: Decoder, data: Decodings, settings: SmallDecoder, inputs: Inputs) -> Curve:
-    """Train the student to its end, and leave it with the weights to ship; gives the curve."""
-    state = TrainState.start(
-        method, _run_settings(settings, inputs.seed), device=settings.device, folder=inputs.work,
-        extra={"batch_size": settings.batch_size, "latents": data.n},
-    )  # fmt: skip
-
-    def batches(step: int) -> list[Batch]:
-        """This rank's part of the update's samples, which are the same for any number of ranks."""
-        return [data.batch(tuple(inputs.ranks.part(stream(inputs.seed, step, settings.batch_size, data.n))))]
-
-    if state.resume(inputs.work):
-        inputs.talk(f"goes on from the checkpoint of step {state.step}")
-    log = Curve(inputs.work / "losses.jsonl" if inputs.ranks.first else None, state.step, settings.steps)
-    with progress("distilling the decoder", settings.steps, inputs.talk) as tick, log:
-        for step in guarded(loop(method, batches, state), state, inputs, settings.checkpoints):
-            log.add(step)
-            tick(step.step, f"loss {step.total:.4f}  {step.images_per_second:.1f} pictures/s")
-            if step.step % settings.checkpoint_every == 0 or step.step == settings.steps:
-                state.save(inputs.work, settings.checkpoints)
-    finish(method, state)
-    return log
-
-
-def _run_settings(settings: SmallDecoder, seed: int) -> RunSettings:
-    return RunSettings(
-        steps=settings.steps,
-        seed=seed,
-        lr=settings.learning_rate,
-        schedule=settings.schedule,
-        warmup=min(settings.warmup, settings.steps // 2),
-        weight_decay=settings.weight_decay,
-        betas=_BETAS,
-        clip=settings.clip,
-        precision=settings.precision,
-        compile=settings.compile,
-        fast_products=settings.fast_products,
-        channels_last=settings.channels_last,
-    )
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ from decant.stages.distill_settings import Distill, values_of
 from decant.stages.midway import Midway
 from decant.stages.output_error import output_error
 from decant.stages.players import Players, later_teachers, open_players
+from decant.stages.record import drawing_of
 from decant.stages.stage import Inputs, Stage
-from decant.stages.training import encode, look, record_of, save_student, ship, train
+from decant.stages.training import encode, look, record_of, run_settings, save_student, ship, train
 
 _PROOF_AT_ONCE = 16  # pictures; fewer where training takes fewer for its memory's sake
 
@@ -39,10 +40,11 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
     encoded = encode(players, settings, inputs, found)
     proof = _Proof(players, encoded.held, inputs.seed, pick(settings.device), ranks, proof_batch(settings))
     before = proof.measure(players.student)
-    usual = Drawing(settings.sample_steps, settings.evaluate_guidance_scale)
-    own = _own_drawing(settings)
+    few = drawing_of(inputs.teacher)
+    usual = few or Drawing(settings.sample_steps, settings.evaluate_guidance_scale)
+    own = _own_drawing(settings) or few
     midway = Midway(settings, inputs, players, own or usual, usual)
-    curve = train(method, encoded.train, settings, inputs, midway)
+    curve = train(method, encoded.train, settings, run_settings(settings, inputs.seed), inputs, midway)
     ranks.meet()  # what the first rank has evaluated on the way is written
     midway.take_best(players.student)
     players, said = ship(players, settings, inputs, out)
@@ -57,7 +59,7 @@ def run(settings: Distill, inputs: Inputs, out: Path) -> dict[str, Any]:
 
 
 def _own_drawing(settings: Distill) -> Drawing | None:
-    """How a student wants to be drawn that is not drawn as its teacher: its guidance learned, or its sampler set."""
+    """What the settings say of drawing the student: its guidance learned, or its sampler set. None: as its teacher."""
     guided = settings.teacher_guidance_scale is not None
     if not guided and settings.sampler is None:
         return None

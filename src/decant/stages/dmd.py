@@ -14,11 +14,10 @@ from decant.models.critic import Critic
 from decant.models.samplers import Drawing, Sampler
 from decant.models.surgery.features import innermost
 from decant.models.taps import tap
+from decant.stages.few_steps import few_steps
 from decant.stages.lora import add_lora, is_lora
-from decant.stages.midway import Midway
-from decant.stages.players import Players, open_players
+from decant.stages.players import Players
 from decant.stages.stage import Inputs, Stage
-from decant.stages.training import encode, look, record_of, save_student, ship, train
 from decant.stages.training_settings import Scale, Training
 
 
@@ -52,20 +51,8 @@ class DmdSettings(Training):
 
 def run(settings: DmdSettings, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Train the student in ``inputs.source`` towards ``inputs.teacher``; writes the student's pipeline folder."""
-    found = look(settings, inputs, out)
-    players = open_players(settings, inputs, found.shown)
-    method = _method(settings, players, inputs.seed)
-    encoded = encode(players, settings, inputs, found)
     student = Drawing(settings.sample_steps, 1.0, "as-is")
-    midway = Midway(settings, inputs, players, student, Drawing(settings.prompt_steps, settings.prompt_guidance_scale))
-    curve = train(method, encoded.train, settings, inputs, midway)
-    inputs.ranks.meet()
-    midway.take_best(players.student)
-    players, said = ship(players, settings, inputs, out)
-    if not inputs.ranks.first:
-        return {}
-    save_student(players, inputs, out)
-    return {**record_of(players, inputs, found, encoded, curve, midway), **said, "sampling": student.to_json()}
+    return few_steps(settings, inputs, out, student, lambda them: (them, _method(settings, them, inputs.seed)))
 
 
 def _method(settings: DmdSettings, players: Players, seed: int) -> DMD:

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -34,7 +34,7 @@ from decant.stages.record import carried, data_of, figures_of
 from decant.stages.samples import Sampling, drawer
 from decant.stages.scan import scan_data
 from decant.stages.stage import Inputs
-from decant.stages.training_settings import Training
+from decant.stages.training_settings import Training, Updates
 from decant.train.loop import Step, loop
 from decant.train.method import Method
 from decant.train.state import Precision, RunSettings, TrainState
@@ -66,7 +66,7 @@ class Encoded:
 def look(settings: Training, inputs: Inputs, out: Path) -> Found:
     """See what there is to train on, with what cannot be had refused before anything is encoded."""
     inputs.ranks.join()
-    _check_ranks(settings, inputs.ranks)
+    check_ranks(settings, inputs.ranks)
     run_settings(settings, inputs.seed)
     captioned = inputs.ranks.on_first(lambda: scan_data(inputs, settings.max_skipped, out))
     return Found(captioned, *split(captioned, settings.held_out, inputs.seed))
@@ -87,11 +87,21 @@ def encode(players: Players, settings: Training, inputs: Inputs, found: Found) -
     return Encoded(train, encode_data(players.family, kept, size, inputs, device, "held-out", draws, plain), cut)
 
 
-def train(method: Method, data: Latents, settings: Training, inputs: Inputs, midway: Midway) -> Curve:
+class Samples(Protocol):
+    """What is trained on: so many samples, any of them as a batch."""
+
+    @property
+    def n(self) -> int: ...
+
+    def batch(self, samples: tuple[int, ...]) -> Batch: ...
+
+
+def train(
+    method: Method, data: Samples, settings: Updates, run: RunSettings, inputs: Inputs, midway: Midway | None = None
+) -> Curve:
     """Train the student to its end, and leave nothing of the training but that; gives the curve."""
     state = TrainState.start(
-        method, run_settings(settings, inputs.seed), device=settings.device, trackers=settings.trackers,
-        folder=inputs.work,
+        method, run, device=settings.device, trackers=settings.trackers, folder=inputs.work,
         extra={"batch_size": settings.batch_size, "accumulation": settings.accumulation, "pictures": data.n},
     )  # fmt: skip
     most = settings.batch_size
@@ -114,12 +124,8 @@ def train(method: Method, data: Latents, settings: Training, inputs: Inputs, mid
             tick(done, f"loss {step.total:.4f}  {step.images_per_second:.1f} pictures/s")
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 state.save(inputs.work, settings.checkpoints)
-            if not inputs.ranks.first:
-                continue
-            if settings.sample_every and done % settings.sample_every == 0:
-                _sample(state, inputs, midway)
-            if settings.evaluate_every and (done % settings.evaluate_every == 0 or done == settings.steps):
-                midway.at(state)
+            if midway is not None and inputs.ranks.first:
+                _beside(state, inputs, midway)
     finish(method, state)
     return log
 
@@ -147,6 +153,15 @@ def finish(method: Method, state: TrainState) -> None:
     for module in (student, *method.frozen.values()):
         if isinstance(module, Tapped | Projected):
             module.close()
+
+
+def _beside(state: TrainState, inputs: Inputs, midway: Midway) -> None:
+    """Sample pictures and an evaluation, where this step has them."""
+    settings, done = midway.settings, state.updates["student"]
+    if settings.sample_every and done % settings.sample_every == 0:
+        _sample(state, inputs, midway)
+    if settings.evaluate_every and (done % settings.evaluate_every == 0 or done == settings.steps):
+        midway.at(state)
 
 
 def _sample(state: TrainState, inputs: Inputs, midway: Midway) -> None:
@@ -204,7 +219,7 @@ def record_of(
     }
 
 
-def precision_of(settings: Training) -> Precision:
+def precision_of(settings: Updates) -> Precision:
     """Of the forward passes: what auto means here."""
     if settings.precision != "auto":
         return settings.precision
@@ -212,7 +227,7 @@ def precision_of(settings: Training) -> Precision:
 
 
 def run_settings(settings: Training, seed: int) -> RunSettings:
-    """What the settings ask of the trainer.
+    """What the settings of a UNet's training ask of the trainer.
 
     Raises:
         UserError: updates in the backward pass and accumulation at once.
@@ -221,6 +236,17 @@ def run_settings(settings: Training, seed: int) -> RunSettings:
         hint = "set accumulation=1, or optimizer_in_backward=false"
         allowed = "1: the first batch's gradient is gone when the second's comes"
         raise refuse("accumulation", settings.accumulation, allowed=allowed, hint=hint)
+    return replace(
+        plain_run(settings, seed),
+        optimizer=settings.optimizer,
+        in_backward=settings.optimizer_in_backward,
+        weights=settings.weights,
+        teacher_precision=settings.teacher_precision,
+    )
+
+
+def plain_run(settings: Updates, seed: int) -> RunSettings:
+    """What every training asks of the trainer."""
     return RunSettings(
         steps=settings.steps,
         seed=seed,
@@ -232,15 +258,12 @@ def run_settings(settings: Training, seed: int) -> RunSettings:
         precision=precision_of(settings),
         compile=settings.compile,
         fast_products=settings.fast_products,
-        optimizer=settings.optimizer,
-        in_backward=settings.optimizer_in_backward,
-        weights=settings.weights,
-        teacher_precision=settings.teacher_precision,
         channels_last=settings.channels_last,
     )
 
 
-def _check_ranks(settings: Training, ranks: Ranks) -> None:
+def check_ranks(settings: Updates, ranks: Ranks) -> None:
+    """Refuse an update of fewer pictures than there are processes."""
     update = settings.batch_size * settings.accumulation
     if update < ranks.count:
         hint = "raise batch_size or accumulation, or start fewer processes"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import LCMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, LCMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -80,37 +80,52 @@ class Oracle(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """The perfect network where pictures are normal with ``DEVIATION``: a teacher's, which says their mean, or
-    a student's, which says where the way ends. ``late``: timesteps by which it mistakes its place on the way.
+    """The perfect network where pictures are normal with ``DEVIATION``: a teacher's, which says their mean, or a
+    student's, which says what leads to the way's end, or to that of each of some phases.
     """
 
-    def __init__(self, prediction: Prediction, end: bool, late: int = 0) -> None:
+    def __init__(self, prediction: Prediction, phases: int = 0) -> None:
         super().__init__()
-        self.prediction, self.end, self.late = prediction, end, late
+        self.prediction, self.phases = prediction, phases
         self.one = nn.Parameter(torch.ones(()))
 
     def forward(self, x_t: Tensor, t: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
-        alpha, sigma = SCHEDULE.at((t + self.late).clamp(max=999), 4)
-        variance = (alpha * DEVIATION) ** 2 + sigma**2
-        x_0 = self.one * x_t * (DEVIATION / variance.sqrt() if self.end else alpha * DEVIATION**2 / variance)
         alpha, sigma = SCHEDULE.at(t, 4)
-        return (target(self.prediction, x_0, (x_t - alpha * x_0) / sigma, alpha, sigma),)
+        variance = (alpha * DEVIATION) ** 2 + sigma**2
+        if not self.phases:
+            x_0 = x_t * alpha * DEVIATION**2 / variance
+        elif self.phases == 1:
+            x_0 = x_t * DEVIATION / variance.sqrt()
+        else:
+            there, noisy = SCHEDULE.at(ends_of_ddim(t, self.phases), 4)
+            end = x_t * (((there * DEVIATION) ** 2 + noisy**2) / variance).sqrt()
+            x_0 = (end - noisy / sigma * x_t) / (there - noisy / sigma * alpha)
+        return (target(self.prediction, self.one * x_0, (x_t - alpha * self.one * x_0) / sigma, alpha, sigma),)
+
+
+def ends_of_ddim(t: Tensor, steps: int) -> Tensor:
+    """The next timestep on the way of so many steps with trailing timesteps."""
+    sampler = DDIMScheduler(**BETAS, timestep_spacing="trailing")
+    sampler.set_timesteps(steps)
+    way = [*sampler.timesteps.tolist(), 0]
+    return torch.tensor([max([each for each in way if each < now], default=0) for now in t.tolist()])
 
 
 DEVIATION = 0.3
 
 
+@pytest.mark.parametrize("phases", [1, 2, 4])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_a_student_that_knows_every_end_has_little_to_learn(prediction: Prediction) -> None:
-    """The closed form of the way's end agrees with steps of the solver, as far as those are short."""
-    losses = {}
-    for steps, late in ((500, 0), (50, 0), (50, 40)):
-        student, teacher = Gaussian(prediction, end=True, late=late), Gaussian(prediction, end=False)
-        knobs = ConsistencyKnobs(distance="mse", solver_steps=steps)
+def test_a_student_that_knows_every_end_has_little_to_learn(prediction: Prediction, phases: int) -> None:
+    """The closed form of the ways' ends agrees with steps of the solver, as far as those are short."""
+    losses, others = {}, 1 if phases > 1 else 2
+    for steps, known in ((500, phases), (40, phases), (40, others)):
+        student, teacher = Gaussian(prediction, known), Gaussian(prediction)
+        knobs = ConsistencyKnobs(distance="mse", solver_steps=steps, phases=phases)
         method = Consistency.of(family(prediction), student, teacher, knobs)
         (term,) = method.terms("student", {"student": student, **method.frozen}, batch(), DRAW, 0)
-        losses[steps, late] = float(term.value.detach().mean())
-    assert losses[500, 0] < losses[50, 0] / 10 and losses[50, 0] < losses[50, 40] / 10, losses
+        losses[steps, known] = float(term.value.detach().mean())
+    assert losses[500, phases] < losses[40, phases] / 10 and losses[40, phases] < losses[40, others] / 10, losses
 
 
 def test_the_end_next_to_the_picture_is_the_picture() -> None:

@@ -54,6 +54,13 @@ def count(settings: Count, inputs: Inputs, out: Path) -> dict[str, Any]:
     return {"began_at": first}
 
 
+def learn(settings: Cut, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """A stage that writes what its teacher says after what its source says."""
+    source, teacher = ((Path(place) / "weights.txt").read_text() for place in (inputs.source, inputs.teacher))
+    (out / "weights.txt").write_text(f"{source}<{teacher}")
+    return {}
+
+
 def judge(settings: Cut, inputs: Inputs, out: Path) -> dict[str, Any]:
     """A stage of many inputs."""
     read = {name: (Path(model) / "weights.txt").read_text() for name, model in inputs.models.items()}
@@ -64,6 +71,7 @@ def judge(settings: Cut, inputs: Inputs, out: Path) -> dict[str, Any]:
 STAGES = {
     "cut": Stage(Cut, cut),
     "count": Stage(Count, count),
+    "learn": Stage(Cut, learn),
     "judge": Stage(Cut, judge, takes="many", gives_pipeline=False, data="optional"),
     "needy": Stage(Cut, judge, takes="many", gives_pipeline=False, data="required"),
 }
@@ -139,6 +147,35 @@ def test_a_changed_parent_remakes_what_came_from_it(tmp_path: Path) -> None:
     reused, said = _run(tmp_path, _recipe())
     assert not any(reused.values()) and "teacher has changed" in said
     assert (tmp_path / "run/02-count/weights.txt").read_text() == "Ucut+6"
+
+
+def test_an_earlier_stage_can_teach(tmp_path: Path) -> None:
+    """In the place of the run's teacher; a stage is made again when what taught it changes, and only then."""
+    _teacher(tmp_path)
+
+    def recipe(**first: Any) -> Recipe:
+        return _steps(
+            {"stage": "cut", "name": "first", "settings": first},
+            {"stage": "cut", "name": "second", "from": "teacher"},
+            {"stage": "learn", "name": "taught", "from": "second", "teacher": "first"},
+            {"stage": "learn", "name": "usual", "from": "second"},
+        )
+
+    _run(tmp_path, recipe())
+    folder = tmp_path / "run"
+    words = {name: (folder / name / "weights.txt").read_text() for name in ("03-taught", "04-usual")}
+    assert words == {"03-taught": "Tcut<Tcut", "04-usual": "Tcut<T"}
+    record = json.loads((folder / "03-taught/decant.json").read_text())
+    assert record["taught_by"] == "first" and set(record["parents"]) == {"teacher", "second", "first"}
+    again = load_recipe(folder)
+    assert [step.teacher for step in again.stages] == [None, None, "first", None]
+    assert all(_run(tmp_path, again)[0].values()), "the resolved recipe asks for the same"
+    reused, _ = _run(tmp_path, recipe(word="other"))
+    assert reused == {"first": False, "second": True, "taught": False, "usual": True}
+    reused, said = _run(
+        tmp_path, _steps(*({**step.model_dump(by_alias=True), "teacher": None} for step in again.stages))
+    )
+    assert not reused["taught"] and "its taught_by changed" in said
 
 
 def test_a_student_edited_by_hand_is_kept_and_its_children_remade(tmp_path: Path) -> None:
@@ -224,6 +261,8 @@ def _steps(*steps: dict[str, Any]) -> Recipe:
         ([{"stage": "cut", "of": ["teacher"]}], "write `from:` instead"),
         ([{"stage": "judge", "from": "teacher"}], "write `of:` instead"),
         ([{"stage": "judge"}, {"stage": "cut", "from": "judge"}], "gives no pipeline folder"),
+        ([{"stage": "judge"}, {"stage": "learn", "teacher": "judge"}], "stages.1.teacher: 'judge' gives no pipeline"),
+        ([{"stage": "learn", "teacher": "later"}, {"stage": "cut", "name": "later"}], "is taught by 'later'"),
     ],
 )
 def test_wiring_that_makes_no_sense_is_refused(steps: list[dict[str, Any]], words: str) -> None:

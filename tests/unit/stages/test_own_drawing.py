@@ -9,6 +9,7 @@ from PIL import Image
 
 from decant.models.generate import generate
 from decant.models.load import load, save
+from decant.models.samplers import Drawing
 from decant.scenes.folder import draw_folder
 from decant.stages.bench import How, bench, drawn_as
 from decant.stages.draw import draw_to
@@ -54,11 +55,14 @@ def test_a_cut_of_it_is_drawn_so_too(student: Path, tmp_path: Path) -> None:
 
 
 def test_a_student_of_a_teachers_outputs_is_drawn_as_that(student: Path, tmp_path: Path) -> None:
-    """It gets the teacher's scheduler, so that what its parent's was made for holds no longer."""
+    """It gets the teacher's scheduler, so that what its parent was made for holds no longer, and the teacher's does."""
     pictures = draw_folder(tmp_path / "pictures", 30, "train")
     few = ("steps=1", "batch_size=2", "feature=0", "held_out=0.2", "held_out_most=2", "device=cpu")
     sets = [word for each in few for word in ("--set", each)]
-    out = tmp_path / "distilled"
-    done = here("distill", student, "--teacher", "scenes-xl", "--data", pictures, "--out", out, *sets)
-    assert done.returncode == 0, done.stderr
-    assert drawing_of(out) is None
+    drawn = {}
+    for name, source, teacher in (("usual", student, "scenes-xl"), ("few", "scenes-xl", student)):
+        out = tmp_path / name
+        done = here("distill", source, "--teacher", teacher, "--data", pictures, "--out", out, *sets)
+        assert done.returncode == 0, done.stderr
+        drawn[name] = drawing_of(out)
+    assert drawn == {"usual": None, "few": Drawing(**SAID)}

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 
 from decant.errors import UserError
+from decant.stages.consistency import ConsistencySettings
+from decant.stages.decoder import SmallDecoder
 from decant.stages.distill_settings import Distill
+from decant.stages.dmd import DmdSettings
 from decant.stages.prune import Prune
 from decant.stages.stage import Settings, validate
 
@@ -25,6 +28,12 @@ TEACHERS = [{"teacher": "a", "at": 0.6}, {"teacher": "b", "at": 0.3}]
         (Distill, {"output": {"from": 1}}, "stage.output.from: from given", {"output": {"from": 1, "to": 0.5}}),
         (Distill, {"output": {"table": [[1, 0], [0, 1]]}}, "stage.output.table: places 1, 0",
          {"output": {"table": [[0, 1], [1, 0]]}}),
+        (ConsistencySettings, {"phases": 3}, "stage.phases: 3", {"solver_steps": 39}),
+        (ConsistencySettings, {"guidance_embedding": True, "lora": {"rank": 4}}, "stage.guidance_embedding: True",
+         {"lora": None}),
+        (DmdSettings, {"roles": "shared"}, "stage.roles: shared", {"lora": {"rank": 64}}),
+        (DmdSettings, {"roles": "shared", "lora": {"rank": 4}, "critic": 1}, "stage.critic: 1.0", {"critic": 0}),
+        (SmallDecoder, {"picture": 0, "taught": 0}, "stage.taught: 0, and picture too", {"taught": 1}),
     ],
 )  # fmt: skip
 def test_the_refusal_says_which_setting_and_how_to_mend_it(
@@ -38,3 +47,12 @@ def test_the_refusal_says_which_setting_and_how_to_mend_it(
     assert allowed.startswith("  allowed: ") and "Value error" not in allowed
     assert hint.startswith("  hint: ") and hint != "  hint: change this value"
     validate(model, values | mended, "stage")
+
+
+def test_phases_are_drawn_in_as_many_steps_of_ddim() -> None:
+    """Unless another sampler is asked for."""
+    one, two = (validate(ConsistencySettings, {"phases": n, "solver_steps": 40}, "stage") for n in (1, 2))
+    other = validate(ConsistencySettings, {"phases": 2, "solver_steps": 40, "sampler": "euler-trailing"}, "stage")
+    assert [(each.sampler, each.sample_steps) for each in (one, two, other)] == [
+        ("lcm", 4), ("ddim-trailing", 2), ("euler-trailing", 2)
+    ]  # fmt: skip
