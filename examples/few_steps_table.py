@@ -39,6 +39,11 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 GUIDED = {**COMMON, "task": 0, "feature": 0, "teacher_guidance_scale": GUIDANCE, "min_snr_gamma": 5, "sampler": "lcm"}
 CONSISTENCY = {**COMMON, "teacher_guidance_scale": GUIDANCE, "learning_rate": 5e-4}
+PHASED = {**CONSISTENCY, "phases": 2, "solver_steps": 40}
+BY_OUTPUTS = {  # of a student of two steps, at the timesteps of these
+    **COMMON, "task": 0, "feature": 0.03, "output_distance": "huber", "prediction": "v_prediction",
+    "timesteps": {"kind": "trailing", "count": 2}, "learning_rate": 1.5e-3, "ema": 0.98,
+}  # fmt: skip
 DMD = {
     **COMMON, "teacher_guidance_scale": GUIDANCE, "fake_updates": 2, "learning_rate": 1e-4,
     "fake_learning_rate": 3e-4, "ema": 0.95, "sample_steps": 2,
@@ -73,32 +78,57 @@ ALONE = {  # the method's words -> its only stage
 }
 
 
-def stage(kind: str, name: str, start: str, **settings: Any) -> dict[str, Any]:
+def stage(kind: str, name: str, start: str, *, teacher: str | None = None, **settings: Any) -> dict[str, Any]:
     """One stage of a recipe."""
-    return {"stage": kind, "name": name, "from": start, "settings": settings}
+    return {"stage": kind, "name": name, "from": start, "teacher": teacher, "settings": settings}
 
 
-def recipes(updates: int) -> dict[str, list[dict[str, Any]]]:
-    """By the method's words, the stages whose last gives its student."""
-    found = {
-        words: [stage(kind, "student", "teacher", steps=updates, **settings)]
+Method = tuple[list[dict[str, Any]], dict[str, str]]
+
+
+def methods(updates: int) -> list[Method]:
+    """The stages of each method, and in words the students among them, by their stages' names."""
+    found = [
+        ([stage(kind, "student", "teacher", steps=updates, **settings)], {"student": words})
         for words, (kind, settings) in ALONE.items()
-    }
+    ]
+    return [*found, *orders(updates), *phased(updates)]
+
+
+def orders(updates: int) -> list[Method]:
+    """Two methods one after the other."""
     part = updates // 4
-    found["consistency, then distribution matching"] = [
+    matched = [
         stage("consistency", "first", "teacher", steps=updates - part, **CONSISTENCY),
         stage("dmd", "student", "first", steps=part, **DMD),
     ]
-    found["BK-Tiny, then consistency"] = [
-        *tiny(updates, "teacher"),
-        stage("consistency", "student", "tiny", steps=updates, **CONSISTENCY),
-    ]
-    found["consistency, then BK-Tiny"] = [
+    smaller = [*tiny(updates, "teacher"), stage("consistency", "student", "tiny", steps=updates, **CONSISTENCY)]
+    fewer = [
         stage("consistency", "few", "teacher", steps=updates, **CONSISTENCY),
         stage("prune", "cut", "few", student="bk-tiny"),
         stage("consistency", "student", "cut", steps=3 * updates, **CONSISTENCY),
     ]
-    return found
+    return [
+        (matched, {"student": "consistency, then distribution matching"}),
+        (smaller, {"student": "BK-Tiny, then consistency"}),
+        (fewer, {"student": "consistency, then BK-Tiny"}),
+    ]
+
+
+def phased(updates: int) -> list[Method]:
+    """Two steps to begin with, with as many updates as the others and with three times as many, and its students."""
+    long = [
+        stage("consistency", "few", "teacher", steps=3 * updates, **PHASED),
+        stage("prune", "base-cut", "few", student="bk-base"),
+        stage("distill", "base", "base-cut", teacher="few", steps=2 * updates, **BY_OUTPUTS),
+        stage("prune", "tiny-cut", "base", student="bk-tiny"),
+        stage("distill", "tiny", "tiny-cut", teacher="few", steps=2 * updates, **BY_OUTPUTS),
+    ]
+    words = "consistency in two phases"
+    return [
+        ([stage("consistency", "student", "teacher", steps=updates, **PHASED)], {"student": words}),
+        (long, {"few": f"{words}, {3 * updates} updates", "base": "that, then BK-Base", "tiny": "that, then BK-Tiny"}),
+    ]
 
 
 def tiny(updates: int, start: str) -> list[dict[str, Any]]:
@@ -112,16 +142,17 @@ def tiny(updates: int, start: str) -> list[dict[str, Any]]:
 
 
 def trained(args: argparse.Namespace) -> dict[str, Path]:
-    """Every method's student."""
+    """Every method's students."""
     found = {}
-    for number, (words, stages) in enumerate(recipes(args.updates).items()):
+    for number, (stages, students) in enumerate(methods(args.updates)):
         if args.methods and number not in args.methods:
             continue
         out = args.out / f"method-{number}"
         recipe = Recipe.model_validate({"name": f"method-{number}", "stages": stages})
         cache = args.out / "cache"
         run_recipe(recipe, teacher="scenes", data=args.out / "data", out=out, stages=STAGES, talk=talk, cache=cache)
-        found[words] = out / f"{len(stages):02d}-student"
+        places = {each["name"]: out / f"{place:02d}-{each['name']}" for place, each in enumerate(stages, 1)}
+        found |= {words: places[name] for name, words in students.items()}
     return found
 
 

@@ -570,6 +570,7 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
     warmup: int = 1,
     repeats: int = 5,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    compile: Annotated[bool, Parameter(negative="")] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -588,6 +589,7 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
         warmup: untimed rounds before the timed ones.
         repeats: timed rounds.
         dtype: of all weights.
+        compile: the networks as torch.compile makes them, which takes a minute each before anything is timed.
         device: auto: an accelerator if there is one.
     """
     from decant.cli.tables import bench_table
@@ -604,6 +606,7 @@ def bench(  # noqa: PLR0913 (the conditions of a measurement)
         warmup=warmup,
         repeats=repeats,
         dtype=dtype,
+        compile=compile,
         device=device,
     )
     say(document, json, bench_table(document))

@@ -36,6 +36,7 @@ def _conditions(document: Mapping[str, Any]) -> list[str]:
             continue
         height, width = measured["size"]
         turns = ", in turns with the others" if measured["interleaved"] else ""
+        turns += ", compiled" if measured.get("compile") else ""
         rate = model.get("images_per_second")
         batch = f"; pictures/s at batch {rate['batch_size']}" if rate else ""
         kind = "on the device" if model["peak_memory"]["what"] == "cuda" else "of a process of its own"

@@ -34,7 +34,9 @@ class Knobs:
     """guidance_scale: of the teacher's solver; two numbers: drawn for each sample between them. embedding: width of
     what tells the student its guidance, None for one that is not told. solver_steps: of the teacher's whole way, of
     which a training step bridges one. phases: parts of that way, each with an end of its own; it divides solver_steps,
-    and they the timesteps. distance: between the two ends. ema: decay of the average that is believed; None
+    and they the timesteps. own_way: the part of the updates that begin at points which the student itself has come to,
+    from pure noise, and learn where the teacher's solver leads from there in own_way_steps to the end of the phase.
+    distance: between the two ends. ema: decay of the average that is believed; None
     believes the student itself, as a LoRA does.
     """
 
@@ -42,6 +44,8 @@ class Knobs:
     embedding: int | None = None
     solver_steps: int = 50
     phases: int = 1
+    own_way: float = 0.0
+    own_way_steps: int = 5
     distance: Distance = "huber"
     ema: float | None = None
 
@@ -76,7 +80,12 @@ class Consistency:
         return "student"
 
     def terms(self, player: str, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, step: int) -> Sequence[Term]:
-        """``consistency``: how far apart the ends are that are reached from two points of one trajectory."""
+        """``consistency``: how far apart the ends are that are reached from two points of one trajectory.
+
+        In the updates of the student's own way ``own_way``: from the end that the teacher comes to.
+        """
+        if int((step + 1) * self.knobs.own_way) > int(step * self.knobs.own_way):
+            return [self._own_way(nets, batch, draw)]
         grid = solver_grid(len(self.family.schedule.alpha), self.knobs.solver_steps)
         device, shape = batch.mean.device, tuple(batch.mean.shape[1:])
         t = timesteps.on_grid(draw.uniform("timestep"), grid).to(device)
@@ -87,11 +96,32 @@ class Consistency:
         scale = self._scale(draw).to(device)
         x_before = self._solved(nets["teacher"], batch, x_t, t, t_before, scale)
         told = self._told(batch.condition, scale)
-        believed = nets[average_of("student")] if self.knobs.ema is not None else nets["student"]
         with torch.no_grad():
-            goal = self._end(believed, x_before, t_before, until, told).clone()
+            goal = self._end(self._believed(nets), x_before, t_before, until, told).clone()
         end = self._end(nets["student"], x_t, t, until, told)
         return [Term("consistency", self._distance(end, goal))]
+
+    def _own_way(self, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Term:
+        """From where the student begins one of its steps, the phases equally likely, to where it should end."""
+        phases, total = self.knobs.phases, len(self.family.schedule.alpha)
+        device, length = batch.mean.device, total // phases
+        phase, scale = draw.integers("phase", phases).to(device), self._scale(draw).to(device)
+        told = self._told(batch.condition, scale)
+        x_t = draw.normal("noise", tuple(batch.mean.shape[1:])).to(device)
+        t = torch.full_like(phase, total - 1)
+        for number in range(1, phases):
+            with torch.no_grad():
+                on = self._end(self._believed(nets), x_t, t, t - length, told)
+            further = phase >= number
+            x_t, t = torch.where(further.view(-1, *(1,) * (x_t.ndim - 1)), on, x_t), torch.where(further, t - length, t)
+        goal, here = x_t, t
+        for number in range(1, self.knobs.own_way_steps + 1):
+            there = (t - round(number * length / self.knobs.own_way_steps)).clamp(min=0)
+            goal, here = self._solved(nets["teacher"], batch, goal, here, there, scale), there
+        return Term("own_way", self._distance(self._end(nets["student"], x_t, t, here, told), goal))
+
+    def _believed(self, nets: Mapping[str, nn.Module]) -> nn.Module:
+        return nets[average_of("student")] if self.knobs.ema is not None else nets["student"]
 
     def _solved(
         self, teacher: nn.Module, batch: Batch, x_t: Tensor, t: Tensor, t_before: Tensor, scale: Tensor

@@ -7,6 +7,7 @@ teachers; with ``guidance_scale`` the output term follows the guided teacher, so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, assert_never
 
 import torch
@@ -17,8 +18,9 @@ from decant.losses.cosine import cosine_distance
 from decant.losses.output import huber, mse
 from decant.losses.term import Term
 from decant.maths import timesteps
+from decant.maths.consistency import ddim_step
 from decant.maths.guidance import guide
-from decant.maths.prediction import Prediction, converted, target
+from decant.maths.prediction import Prediction, converted, target, to_epsilon, to_x_0
 from decant.maths.ramp import Ramp, ever, value_at
 from decant.maths.weights import min_snr
 from decant.models.families.family import Family
@@ -34,10 +36,11 @@ Distance = Literal["mse", "huber", "cosine"]
 @dataclass(frozen=True)
 class Timesteps:
     """Where timesteps are drawn from. uniform: all. trailing: ``count`` of them, which may shrink with the run (a
-    progressive chain). log_normal: by noise level, ``mean`` and ``std`` of ln(sigma).
+    progressive chain). own_way: the same, and x_t is not a noisy picture but what the teacher's own steps of DDIM come
+    to from pure noise. log_normal: by noise level, ``mean`` and ``std`` of ln(sigma).
     """
 
-    kind: Literal["uniform", "trailing", "log_normal"] = "uniform"
+    kind: Literal["uniform", "trailing", "own_way", "log_normal"] = "uniform"
     count: float | Ramp = 1000
     mean: float = -1.2
     std: float = 1.2
@@ -53,8 +56,9 @@ class Knobs:
     of samples trained without their caption. guidance_scale: of the output term's teacher, None for the plain one; two
     numbers: drawn for each sample between them. timesteps: see `Timesteps`. steps: of the whole run, for what follows
     it. switches: with several teachers, the steps at which the second, third, ... takes over. prediction: what the
-    student answers, None for the same as the teacher; where it is another, the teacher's answer is converted. ema:
-    decay of the student's average, None for none.
+    student answers, None for the same as the teacher; where it is another, the teacher's answer is converted.
+    compared_as: what both outputs are turned into for the output term, None for what the student answers. ema: decay of
+    the student's average, None for none.
     """
 
     task: float | Ramp = 1.0
@@ -70,6 +74,7 @@ class Knobs:
     steps: int = 1
     switches: tuple[int, ...] = ()
     prediction: Prediction | None = None
+    compared_as: Prediction | None = None
     ema: float | None = None
 
     def progress(self, step: int) -> float:
@@ -127,15 +132,19 @@ class KD:
     def terms(self, player: str, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, step: int) -> Sequence[Term]:
         """``task``, ``output`` and ``feature/<student module>`` of every pair, for one timestep a sample."""
         knobs, progress = self.knobs, self.knobs.progress(step)
-        x_t, t, goal = self._corrupted(batch, draw, progress)
         condition = self._condition(batch, draw, value_at(knobs.caption_dropout, progress))
+        if knobs.timesteps.kind == "own_way":
+            x_t, t = self._own_way(nets, batch, draw, condition, step)
+            goal = x_t  # no noisy picture, so that there is no task
+        else:
+            x_t, t, goal = self._corrupted(batch, draw, progress)
         # The teacher first: the student's activations do not lie in memory yet.
         taught, inside = self._taught(nets, batch, draw, x_t, t, condition, step)
         output, features = self._run(nets["student"], x_t, t, condition)
         weight = self._weight(t)
         terms = [Term("task", mse(output, goal), value_at(knobs.task, progress) * weight)] if ever(knobs.task) else []
         if taught is not None and ever(knobs.output):
-            apart = _distance(knobs.output_distance)(output, self._as_the_student(taught, x_t, t))
+            apart = self._output_distance(output, taught, x_t, t)
             terms.append(Term("output", apart, value_at(knobs.output, progress) * weight))
         return terms + self._feature_terms(features, inside, weight, value_at(knobs.feature, progress))
 
@@ -152,7 +161,7 @@ class KD:
         """The teacher's output, guided if asked for, and its features; None where no term needs it."""
         if not self.frozen:
             return None, {}
-        teacher = nets[_teacher_name(sum(step >= switch for switch in self.knobs.switches))]
+        teacher = nets[self._teacher_at(step)]
         with torch.inference_mode():
             if ever(self.knobs.output) and self.knobs.guidance_scale is not None:
                 taught, features = self._guided(teacher, batch, draw, x_t, t, condition)
@@ -160,6 +169,31 @@ class KD:
                 taught, features = self._run(teacher, x_t, t, condition)
         # A loss keeps its target for the backward pass, which what inference mode makes may not be.
         return taught.clone(), {name: features.pop(name).clone() for name in list(features)}
+
+    def _teacher_at(self, step: int) -> str:
+        return _teacher_name(sum(step >= switch for switch in self.knobs.switches))
+
+    def _own_way(
+        self, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, condition: Condition, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """x_t ``(B, C, h, w)`` and t ``(B,)``: where each of the teacher's own steps begins, all equally likely."""
+        schedule, device = self.family.schedule, batch.mean.device
+        count = round(value_at(self.knobs.timesteps.count, self.knobs.progress(step)))
+        way = timesteps.trailing(len(schedule.alpha), min(len(schedule.alpha), count)).tolist()
+        place = timesteps.uniform(draw.uniform("timestep"), len(way)).to(device)
+        x_t = draw.normal("noise", tuple(batch.mean.shape[1:])).to(device)
+        for number, (here, there) in enumerate(pairwise(way), start=1):
+            t = torch.full_like(place, here)
+            output, _ = self._taught(nets, batch, draw, x_t, t, condition, step)
+            assert output is not None, "the door has seen to a teacher"
+            at = schedule.at(t, x_t.ndim)
+            kind = self.family.prediction
+            on = ddim_step(
+                to_x_0(kind, output, x_t, *at), to_epsilon(kind, output, x_t, *at),
+                *schedule.at(torch.full_like(place, there), x_t.ndim),
+            )  # fmt: skip
+            x_t = torch.where((place >= number).view(-1, *(1,) * (x_t.ndim - 1)), on, x_t)
+        return x_t, torch.tensor(way, device=device)[place]
 
     def _guided(
         self, teacher: nn.Module, batch: Batch, draw: Draw, x_t: Tensor, t: Tensor, condition: Condition
@@ -196,9 +230,14 @@ class KD:
         """What the student answers."""
         return self.knobs.prediction or self.family.prediction
 
-    def _as_the_student(self, taught: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def _output_distance(self, output: Tensor, taught: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """(B,) between the student's output and the teacher's, both as the same prediction."""
         alpha, sigma = self.family.schedule.at(t, x_t.ndim)
-        return converted(self.family.prediction, self.prediction, taught, x_t, alpha, sigma)
+        kind = self.knobs.compared_as or self.prediction
+        mine = converted(self.prediction, kind, output, x_t, alpha, sigma)
+        return _distance(self.knobs.output_distance)(
+            mine, converted(self.family.prediction, kind, taught, x_t, alpha, sigma)
+        )
 
     def _timesteps(self, u: Tensor, progress: float) -> Tensor:
         how, total = self.knobs.timesteps, len(self.family.schedule.alpha)
@@ -208,6 +247,8 @@ class KD:
             case "trailing":
                 count = min(total, round(value_at(how.count, progress)))
                 return timesteps.on_grid(u, timesteps.trailing(total, count))
+            case "own_way":
+                raise AssertionError("its timesteps come with its points")
             case "log_normal":
                 snr = self.family.schedule.snr(torch.arange(total))
                 return timesteps.log_normal(u, snr, how.mean, how.std)

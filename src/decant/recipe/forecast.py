@@ -224,8 +224,9 @@ def _macs(job: Job, nets: Mapping[str, _Net], teacher: str) -> float:
 def _sample_macs(job: Job, student: int, teacher: int) -> float:
     """Multiply-accumulates for one sample of an update of the student's."""
     match job.settings:
-        case ConsistencySettings():  # the believed end, and both halves of the teacher
-            return 4.0 * student + 2 * teacher
+        case ConsistencySettings() as told:  # the believed end, and both halves of the teacher
+            own = (told.phases + 2.0) * student + 2 * told.own_way_steps * teacher
+            return told.own_way * own + (1 - told.own_way) * (4.0 * student + 2 * teacher)
         case DmdSettings() as told:  # on its way a student runs half its steps; the fake score is as large as a teacher
             way = (told.sample_steps - 1) / 2
             fake = told.fake_updates * ((way + 1) * student + 3 * teacher)

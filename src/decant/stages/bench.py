@@ -33,7 +33,10 @@ _SHARE = 0.4
 
 @dataclass(frozen=True)
 class How:
-    """The conditions of a measurement. ``repeats`` 0 measures nothing; ``batch_size`` 0 leaves the rate out."""
+    """The conditions of a measurement. ``repeats`` 0 measures nothing; ``batch_size`` 0 leaves the rate out.
+
+    ``compile``: the networks run as torch.compile makes them, in the untimed rounds that come first.
+    """
 
     steps: int = 25
     guidance_scale: float = 7.5
@@ -44,6 +47,7 @@ class How:
     repeats: int = 5
     device: Device = "auto"
     dtype: Precision = "float32"
+    compile: bool = False
 
 
 def drawn_as(how: How, drawing: Drawing) -> How:
@@ -139,6 +143,8 @@ def _timed(
     with progress("timing", len(distinct) * rounds * (5 if how.batch_size else 4), talk) as tick:
         for number, group in enumerate(groups):
             pipelines = {n: (opened.get(n) or open_model(s, how.dtype)).to(device) for n, s in group.items()}
+            for pipeline in pipelines.values():
+                _compile(pipeline, how)
             calls = {(n, part): call for n, p in pipelines.items() for part, call in calls_of(p, hows[n]).items()}
             told = partial(_tick, tick, number * rounds * len(calls))
             with torch.no_grad():
@@ -148,6 +154,13 @@ def _timed(
                 conditions = {**conditions_of(pipeline, hows[name]), "interleaved": interleaved and len(group) > 1}
                 found[name] = {**_figures(own, hows[name]), "measured": conditions}
     return found
+
+
+def _compile(pipeline: Pipeline, how: How) -> None:
+    """Networks are compiled in place, at their first call, and again for every other shape."""
+    if how.compile:
+        for network in (pipeline.unet, pipeline.vae.decoder, *family_of(pipeline).encoders()["captions"]):
+            network.compile(dynamic=False)
 
 
 def _tick(tick: Tick, before: int, done: int) -> None:
@@ -208,6 +221,7 @@ def conditions_of(pipeline: Pipeline, how: How) -> Entry:
         "sampler": how.sampler,
         "warmup": how.warmup,
         "repeats": how.repeats,
+        "compile": how.compile,
         "threads": torch.get_num_threads(),
     }
 

@@ -39,6 +39,14 @@ class ConsistencySettings(Training):
     phases: int = Field(
         1, ge=1, description="parts of that way, each led to its own end; several: drawn in as many steps of DDIM"
     )
+    own_way: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="part of the updates that begin where the student's own steps do, and learn where the teacher's "
+        "whole way leads from there: dearer, and what it has to do when it draws",
+    )
+    own_way_steps: int = Field(5, ge=1, le=1000, description="steps of the teacher's solver in a phase of these")
     distance: Literal["mse", "huber"] = Field("huber", description="between the ends of two points of one way")
     sample_steps: int = Field(4, ge=1, description="sampler steps that its folder recommends, and of sample pictures")
     sampler: Sampler | None = Field("lcm", description="what the student's folder says it is sampled by")
@@ -97,6 +105,8 @@ def _method(settings: ConsistencySettings, players: Players) -> Consistency:
         embedding=width or None,
         solver_steps=settings.solver_steps,
         phases=settings.phases,
+        own_way=settings.own_way,
+        own_way_steps=settings.own_way_steps,
         distance=settings.distance,
         ema=settings.ema,
     )

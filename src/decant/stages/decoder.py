@@ -23,9 +23,10 @@ from decant.models.families.of import family_of
 from decant.models.generate import pixels
 from decant.models.layout import Pipeline, rebuilt
 from decant.models.load import cast, load, save, stored_dtype
+from decant.models.samplers import Drawing
 from decant.models.small_vae import Halves, check_teacher, decode_macs, encode_macs, new_small_vae, small_config
 from decant.stages.decodings import Decoding, Decodings
-from decant.stages.record import carried, data_of, drawn_alike, figures_of
+from decant.stages.record import carried, data_of, drawing_of, drawn_alike, figures_of
 from decant.stages.samples import Sampling
 from decant.stages.scan import scan_data
 from decant.stages.scoring import number
@@ -66,8 +67,12 @@ class SmallDecoder(Updates):
     samples: int = Field(
         0, ge=0, description="captions of the data for which the teacher draws latents, to learn from as well"
     )
-    sample_steps: int = Field(25, ge=1, description="sampler steps of these")
-    sample_guidance_scale: float = Field(7.5, ge=0, description="guidance of these")
+    sample_steps: int | None = Field(
+        None, ge=1, description="sampler steps of these; null: as the teacher's record says, else 25"
+    )
+    sample_guidance_scale: float | None = Field(
+        None, ge=0, description="guidance of these; null: as the teacher's record says, else 7.5"
+    )
     latency_repeats: int = Field(5, ge=0, description="timed decodings of each decoder in the end; 0: no timing")
 
     @model_validator(mode="after")
@@ -172,8 +177,7 @@ def _decode(
     size = settings.size or pixels(players.teacher, None)[0]
     if size % factor:
         raise refuse("decoder.size", size, allowed=f"a multiple of {factor}", hint="pixels of one latent")
-    sampling = Sampling("samples", settings.sample_steps, settings.sample_guidance_scale, inputs.seed)
-    decoding = Decoding(players.teacher, size, sampling, pick(settings.device))
+    decoding = Decoding(players.teacher, size, _sampling(settings, inputs), pick(settings.device))
     several, plain = View.several(settings.aspect, settings.crops, flip=settings.flip), (View(settings.aspect),)
 
     def both() -> tuple[Decodings, Decodings]:
@@ -183,6 +187,14 @@ def _decode(
     if inputs.ranks.count > 1:
         inputs.ranks.on_first(lambda: bool(both()))  # the others then read what it wrote
     return both()
+
+
+def _sampling(settings: SmallDecoder, inputs: Inputs) -> Sampling:
+    """How latents are drawn to learn from: as the settings say, and where they do not, as the teacher is drawn."""
+    own = drawing_of(inputs.teacher) or Drawing()
+    steps = own.steps if settings.sample_steps is None else settings.sample_steps
+    scale = own.guidance_scale if settings.sample_guidance_scale is None else settings.sample_guidance_scale
+    return Sampling("samples", steps, scale, inputs.seed, own.sampler)
 
 
 @torch.no_grad()

@@ -58,6 +58,7 @@ def method_between(
         steps=settings.steps,
         switches=tuple(round(each.at * settings.steps) for each in settings.next_teachers),
         prediction=settings.prediction,
+        compared_as=settings.compared_as,
         ema=settings.ema,
     )
     trained = is_lora if settings.lora is not None else lambda name: True

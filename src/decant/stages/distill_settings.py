@@ -10,6 +10,7 @@ from decant.models.surgery.features import Level
 from decant.stages.following import Following
 from decant.stages.training_settings import Scale, Training, check_scales
 
+_LONGEST_WAY = 50
 Number = Annotated[float, Field(ge=0)] | Following
 
 
@@ -18,11 +19,13 @@ class TimestepSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["uniform", "trailing", "log_normal"] = Field(
-        default="uniform", description="uniform: all; trailing: those of a shorter chain; log_normal: by noise level"
+    kind: Literal["uniform", "trailing", "own_way", "log_normal"] = Field(
+        default="uniform",
+        description="uniform: all; trailing: those of a shorter chain; own_way: the same, from where the teacher's own "
+        "steps begin, for teachers of few steps; log_normal: by noise level",
     )
     count: Annotated[int, Field(ge=1)] | Following = Field(
-        default=1000, description="trailing: length of the chain, which may follow the run"
+        default=1000, description="trailing, own_way: length of the chain, which may follow the run"
     )
     mean: float = Field(default=-1.2, description="log_normal: of ln(sigma)")
     std: float = Field(default=1.2, gt=0, description="log_normal: of ln(sigma)")
@@ -61,6 +64,11 @@ class Distill(Training):
     prediction: Literal["epsilon", "v_prediction", "sample"] | None = Field(
         None, description="what the student learns to answer; null: what its folder's scheduler says it does"
     )
+    compared_as: Literal["epsilon", "v_prediction", "sample"] | None = Field(
+        None,
+        description="what both outputs are compared as: errors of sample and v_prediction count most where there is "
+        "most noise; null: what the student answers",
+    )
     timesteps: TimestepSettings = Field(default=TimestepSettings(), description="where they are drawn")
     caption_dropout: Number = Field(
         0.0, description="part of the pictures trained without their caption, so that guidance keeps working"
@@ -80,12 +88,26 @@ class Distill(Training):
             allowed = "teachers that take over one after the other: each `at` above the one before"
             raise UnfitError("next_teachers", f"at {told}", allowed=allowed, hint="sort them by `at`, none twice")
         check_scales(self.teacher_guidance_scale)
+        if self.timesteps.kind == "own_way":
+            self._check_own_way()
         dropout = max(values_of(self.caption_dropout))
         if dropout > 1:
             raise UnfitError(
                 "caption_dropout", dropout, allowed="at most 1, a share of the captions", hint="for example 0.1"
             )
         return self
+
+    def _check_own_way(self) -> None:
+        if any(values_of(self.task)):
+            allowed = "0 on the teacher's own way: there is no picture whose noise could be learned"
+            raise UnfitError("task", max(values_of(self.task)), allowed=allowed, hint="set task=0")
+        if not any(values_of(self.output)):
+            hint = "set output=1"
+            raise UnfitError("output", 0.0, allowed="above 0 on the teacher's own way", hint=hint)
+        most = max(values_of(self.timesteps.count))
+        if most > _LONGEST_WAY:
+            allowed = f"at most {_LONGEST_WAY} of own_way, which walks them all"
+            raise UnfitError("timesteps.count", most, allowed=allowed, hint="for example timesteps.count=4")
 
 
 def values_of(number: float | Following) -> list[float]:

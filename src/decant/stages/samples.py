@@ -17,6 +17,7 @@ from decant.models.digest import module_digest
 from decant.models.families.of import family_of
 from decant.models.generate import generate_latents
 from decant.models.layout import Pipeline
+from decant.models.samplers import Sampler
 
 FromPrompts = Literal["samples", "random"]
 
@@ -29,6 +30,7 @@ class Sampling:
     steps: int = 25
     guidance_scale: float = 7.5
     seed: int = 0
+    sampler: Sampler = "ddim"
 
 
 def drawer(pipeline: Pipeline, size: int, sampling: Sampling, device: torch.device) -> Drawer:
@@ -43,7 +45,7 @@ def drawer(pipeline: Pipeline, size: int, sampling: Sampling, device: torch.devi
 
 @dataclass(frozen=True)
 class _Samples:
-    """Samples of a pipeline, by DDIM."""
+    """Samples of a pipeline."""
 
     pipeline: Pipeline
     size: int
@@ -58,7 +60,8 @@ class _Samples:
             family_of(self.pipeline).made_by()["captions"],
             hashlib.sha256(scheduler.encode()).hexdigest(),
         ]
-        return {
+        by = {} if self.sampling.sampler == "ddim" else {"sampler": self.sampling.sampler}
+        return by | {
             "teacher": " ".join(told),
             "steps": str(self.sampling.steps),
             "guidance_scale": str(self.sampling.guidance_scale),
@@ -75,6 +78,7 @@ class _Samples:
             [seed_of(self.sampling.seed, "prompt", caption) % 2**63 for caption in captions],
             steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
+            sampler=self.sampling.sampler,
             size=self.size,
         )
         return latents.float(), torch.zeros_like(latents, dtype=torch.float32)

@@ -128,6 +128,30 @@ def test_a_student_that_knows_every_end_has_little_to_learn(prediction: Predicti
     assert losses[500, phases] < losses[40, phases] / 10 and losses[40, phases] < losses[40, others] / 10, losses
 
 
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_where_the_students_own_way_should_end(phases: int) -> None:
+    """At the closed form of the phase's end, as far as the teacher's steps are short; wherever in it the phase is."""
+    losses = {}
+    for steps, known in ((200, phases), (5, phases), (200, 1 if phases > 1 else 2)):
+        student, teacher = Gaussian("epsilon", known), Gaussian("epsilon")
+        knobs = ConsistencyKnobs(distance="mse", solver_steps=40, phases=phases, own_way=1.0, own_way_steps=steps)
+        method = Consistency.of(family(), student, teacher, knobs)
+        draw = Draw(3, 5, tuple(range(32)))
+        (term,) = method.terms("student", {"student": student, **method.frozen}, batch(draw.samples), draw, 0)
+        assert term.name == "own_way"
+        losses[steps, known] = float(term.value.detach().mean())
+    right, coarse, wrong = losses.values()
+    assert right < coarse / 10 and right < wrong / 10, losses
+
+
+def test_the_own_way_is_its_part_of_the_updates() -> None:
+    student, teacher = unet(0), unet(1)
+    method = Consistency.of(family(), student, teacher, ConsistencyKnobs(own_way=0.3, own_way_steps=1, phases=2))
+    nets = {"student": student, **method.frozen}
+    names = [method.terms("student", nets, batch(), DRAW, step)[0].name for step in range(10)]
+    assert names.count("own_way") == 3 and names.count("consistency") == 7
+
+
 def test_the_end_next_to_the_picture_is_the_picture() -> None:
     """The boundary: without it any constant end would do."""
     picture = batch().mean[:1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -358,3 +358,41 @@ def test_a_student_may_answer_v_where_its_teacher_answers_epsilon(gamma: float |
     like_v = terms(KD.of(family("v_prediction"), student, teacher, {}, replace(knobs, prediction=None)), seen)
     torch.testing.assert_close(found["task"].value, like_v["task"].value)
     torch.testing.assert_close(torch.as_tensor(found["task"].weight), torch.as_tensor(like_v["task"].weight))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_teachers_own_way_is_its_samplers(prediction: Prediction) -> None:
+    """The student is asked where DDIM with trailing timesteps would stand, drawing with the teacher."""
+    knobs = Knobs(task=0, feature=0, timesteps=Timesteps("own_way", 4))
+    method, draw = kd(knobs, prediction), Draw(3, 5, tuple(range(9)))
+    given = batch()
+    given = replace(given, samples=draw.samples, **{
+        name: torch.cat([getattr(given, name)] * 3) for name in ("mean", "std")
+    }, **{name: {key: torch.cat([value] * 3) for key, value in getattr(given, name).items()}
+          for name in ("condition", "null")})  # fmt: skip
+    asked: list[tuple[Tensor, Tensor]] = []
+    student = plain(method.players["student"].module)
+    student.register_forward_pre_hook(lambda net, args: asked.append((args[0], args[1])))
+    found = {term.name: term for term in method.terms("student", nets(method), given, draw, 0)}
+    assert found.keys() == {"output"}
+    ((x_t, t),) = asked
+    sampler = DDIMScheduler.from_config(
+        scheduler(prediction).config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
+    )
+    sampler.set_timesteps(4)
+    assert {*t.tolist()} == {*sampler.timesteps.tolist()}, "nine samples meet each of four steps"
+    expected, walked = x_t.clone(), draw.normal("noise", (4, 8, 8))
+    with torch.no_grad():
+        for now in sampler.timesteps:
+            expected[t == now] = walked[t == now]
+            output = plain(method.frozen["teacher"])(walked, now, **given.condition).sample
+            walked = sampler.step(output, now, walked).prev_sample
+    torch.testing.assert_close(x_t, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_outputs_are_compared_as_what_is_asked_for() -> None:
+    """Between two answers of epsilon, the distance of what they mean for v: further apart where there is more noise."""
+    given, plainly, as_v = batch(), Knobs(task=0, feature=0), Knobs(task=0, feature=0, compared_as="v_prediction")
+    (epsilon,), (v,) = (terms(kd(knobs), given).values() for knobs in (plainly, as_v))
+    *_, t = drawn(given)
+    torch.testing.assert_close(v.value, epsilon.value / scheduler().alphas_cumprod[t], rtol=1e-3, atol=1e-6)
