@@ -3,8 +3,12 @@
 Song et al. 2023, "Consistency Models"; Luo et al. 2023, "Latent Consistency Models", arXiv 2310.04378.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+from decant.maths.timesteps import trailing
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
@@ -21,22 +25,28 @@ def boundary(t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
     return c_skip, scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
 
 
-def solver_grid(timesteps: int, count: int) -> Tensor:
-    """The ``count`` timesteps that a solver of ``timesteps`` walks, ``(count,)`` int64, rising to the last of them."""
-    assert 1 <= count <= timesteps, f"{count} of {timesteps} timesteps"
-    stride = timesteps // count
-    return torch.arange(1, count + 1) * stride - 1
+def phase_edges(timesteps: int, phases: int) -> Tensor:
+    """Where each of ``phases`` equal parts of ``timesteps`` begins, and -1, the picture: ``(phases + 1,)`` int64.
 
-
-def phase_end(t: Tensor, timesteps: int, phases: int) -> Tensor:
-    """Where the phase of each of the timesteps ``t`` ``(B,)`` ends, when ``timesteps`` are cut into ``phases`` equal
-    ones: the timestep that DDIM with trailing timesteps goes to from the phase's beginning, and 0 for the last phase.
-
-    Wang et al. 2024, "Phased Consistency Models", arXiv 2405.18407, section 3.1.
+    They are the timesteps of DDIM with trailing spacing. Wang et al. 2024, "Phased Consistency Models", arXiv
+    2405.18407, section 3.1.
     """
-    assert timesteps % phases == 0, f"{phases} phases of {timesteps} timesteps"
-    length = timesteps // phases
-    return (t // length * length - 1).clamp(min=0)
+    return torch.cat([trailing(timesteps, phases), torch.tensor([-1])])
+
+
+def bridges(timesteps: int, steps: int, phases: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """The steps of a solver of about ``steps``, as many in every phase: from, to, and the end of the phase.
+
+    Each ``(N,)`` int64, from the noisiest on; N is ``steps`` where ``phases`` divides it, else the next such number.
+    Luo et al. 2023, "Latent Consistency Models", section 4.3, skips as many timesteps in one step.
+    """
+    assert phases <= steps <= timesteps, f"{phases} phases in {steps} steps of {timesteps} timesteps"
+    edges, each = phase_edges(timesteps, phases).double(), math.ceil(steps / phases)
+    part = torch.arange(each, dtype=torch.float64) / each
+    lengths = (edges[:-1] - edges[1:]).view(-1, 1)
+    begin = (edges[:-1].view(-1, 1) - lengths * part).round().flatten().to(torch.int64)
+    end = torch.cat([begin[1:], torch.tensor([0])])
+    return begin, end, edges[1:].clamp(min=0).to(torch.int64).repeat_interleave(each)
 
 
 def ddim_step(x_0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

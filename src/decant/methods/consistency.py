@@ -18,7 +18,7 @@ from decant.data.batch import Batch
 from decant.losses.output import huber, mse
 from decant.losses.term import Term
 from decant.maths import timesteps
-from decant.maths.consistency import boundary, ddim_step, guidance_embedding, phase_end, solver_grid
+from decant.maths.consistency import boundary, bridges, ddim_step, guidance_embedding, phase_edges
 from decant.maths.guidance import guide
 from decant.maths.prediction import Prediction, to_epsilon, to_x_0
 from decant.models.families.family import Family
@@ -33,9 +33,9 @@ Distance = Literal["mse", "huber"]
 class Knobs:
     """guidance_scale: of the teacher's solver; two numbers: drawn for each sample between them. embedding: width of
     what tells the student its guidance, None for one that is not told. solver_steps: of the teacher's whole way, of
-    which a training step bridges one. phases: parts of that way, each with an end of its own; it divides solver_steps,
-    and they the timesteps. own_way: the part of the updates that begin at points which the student itself has come to,
-    from pure noise, and learn where the teacher's solver leads from there in own_way_steps to the end of the phase.
+    which a training step bridges one. phases: parts of that way, each with an end of its own. own_way: the part of the
+    updates that begin at points which the student itself has come to, from pure noise, and learn where the teacher's
+    solver leads from there in own_way_steps to the end of the phase.
     distance: between the two ends. ema: decay of the average that is believed; None
     believes the student itself, as a LoRA does.
     """
@@ -86,11 +86,10 @@ class Consistency:
         """
         if int((step + 1) * self.knobs.own_way) > int(step * self.knobs.own_way):
             return [self._own_way(nets, batch, draw)]
-        grid = solver_grid(len(self.family.schedule.alpha), self.knobs.solver_steps)
         device, shape = batch.mean.device, tuple(batch.mean.shape[1:])
-        t = timesteps.on_grid(draw.uniform("timestep"), grid).to(device)
-        t_before = (t - int(grid[0] + 1)).clamp(min=0)
-        until = phase_end(t, len(self.family.schedule.alpha), self.knobs.phases)
+        ways = bridges(len(self.family.schedule.alpha), self.knobs.solver_steps, self.knobs.phases)
+        place = timesteps.uniform(draw.uniform("timestep"), len(ways[0]))
+        t, t_before, until = (each[place].to(device) for each in ways)
         x_0 = batch.latents(draw.normal("latent", shape).to(device))
         x_t = self.family.corrupt(x_0, draw.normal("noise", shape).to(device), t)
         scale = self._scale(draw).to(device)
@@ -103,20 +102,20 @@ class Consistency:
 
     def _own_way(self, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw) -> Term:
         """From where the student begins one of its steps, the phases equally likely, to where it should end."""
-        phases, total = self.knobs.phases, len(self.family.schedule.alpha)
-        device, length = batch.mean.device, total // phases
+        phases, steps, device = self.knobs.phases, self.knobs.own_way_steps, batch.mean.device
+        edges = phase_edges(len(self.family.schedule.alpha), phases).to(device)
         phase, scale = draw.integers("phase", phases).to(device), self._scale(draw).to(device)
         told = self._told(batch.condition, scale)
         x_t = draw.normal("noise", tuple(batch.mean.shape[1:])).to(device)
-        t = torch.full_like(phase, total - 1)
         for number in range(1, phases):
+            here, there = (edges[each].expand(len(phase)) for each in (number - 1, number))
             with torch.no_grad():
-                on = self._end(self._believed(nets), x_t, t, t - length, told)
-            further = phase >= number
-            x_t, t = torch.where(further.view(-1, *(1,) * (x_t.ndim - 1)), on, x_t), torch.where(further, t - length, t)
+                on = self._end(self._believed(nets), x_t, here, there, told)
+            x_t = torch.where((phase >= number).view(-1, *(1,) * (x_t.ndim - 1)), on, x_t)
+        t, end = edges[phase], edges[phase + 1]
         goal, here = x_t, t
-        for number in range(1, self.knobs.own_way_steps + 1):
-            there = (t - round(number * length / self.knobs.own_way_steps)).clamp(min=0)
+        for number in range(1, steps + 1):
+            there = (t - ((t - end) * number / steps).round().to(t.dtype)).clamp(min=0)
             goal, here = self._solved(nets["teacher"], batch, goal, here, there, scale), there
         return Term("own_way", self._distance(self._end(nets["student"], x_t, t, here, told), goal))
 

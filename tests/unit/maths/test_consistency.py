@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 
-from decant.maths.consistency import boundary, ddim_step, guidance_embedding, solver_grid
+from decant.maths.consistency import boundary, bridges, ddim_step, guidance_embedding, phase_edges
 from decant.maths.prediction import Prediction, to_epsilon, to_x_0
 from decant.maths.schedules import variance_preserving
 
@@ -26,7 +26,21 @@ def test_boundary_is_the_samplers_own() -> None:
 def test_the_grid_is_where_lcms_sampler_comes_from(count: int) -> None:
     sampler = LCMScheduler(**BETAS, original_inference_steps=count)
     sampler.set_timesteps(count)
-    assert solver_grid(1000, count).tolist() == sampler.timesteps.tolist()[::-1]
+    begin, end, until = bridges(1000, count)
+    assert begin.tolist() == sampler.timesteps.tolist()
+    assert end.tolist() == [*begin[1:].tolist(), 0] and not until.any()
+
+
+@pytest.mark.parametrize(("steps", "phases"), [(40, 2), (50, 4), (50, 3), (7, 7), (200, 8)])
+def test_phases_begin_and_end_where_ddim_stops(steps: int, phases: int) -> None:
+    sampler = DDIMScheduler(**BETAS, timestep_spacing="trailing")
+    sampler.set_timesteps(phases)
+    edges = phase_edges(1000, phases)
+    assert edges.tolist() == [*sampler.timesteps.tolist(), -1]
+    begin, end, until = bridges(1000, steps, phases)
+    assert len(begin) % phases == 0 and steps <= len(begin) < steps + phases
+    assert (begin > end).all() and (end >= until).all(), "a step goes down, and never out of its phase"
+    assert set(edges[:-1].tolist()) <= set(begin.tolist()) and set(until.tolist()) <= {*end.tolist()}
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])

@@ -28,7 +28,7 @@ TEACHERS = [{"teacher": "a", "at": 0.6}, {"teacher": "b", "at": 0.3}]
         (Distill, {"output": {"from": 1}}, "stage.output.from: from given", {"output": {"from": 1, "to": 0.5}}),
         (Distill, {"output": {"table": [[1, 0], [0, 1]]}}, "stage.output.table: places 1, 0",
          {"output": {"table": [[0, 1], [1, 0]]}}),
-        (ConsistencySettings, {"phases": 3}, "stage.phases: 3", {"solver_steps": 39}),
+        (ConsistencySettings, {"phases": 60}, "stage.phases: 60", {"solver_steps": 600}),
         (ConsistencySettings, {"guidance_embedding": True, "lora": {"rank": 4}}, "stage.guidance_embedding: True",
          {"lora": None}),
         (DmdSettings, {"roles": "shared"}, "stage.roles: shared", {"lora": {"rank": 64}}),
