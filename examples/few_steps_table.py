@@ -267,8 +267,9 @@ def main(words: Sequence[str] | None = None) -> None:
         f"--images {args.images}{_some(args.methods)}`.",
         "",
         f"Every method: {args.updates} updates of the student with 16 pictures each, from the same {PICTURES}; "
-        "distribution matching lets its fake score learn twice for each. The roads to BK-Tiny have three times as many "
-        "updates more. Accuracy: pictures that are right by the checker, "
+        "distribution matching lets its fake score learn twice for each. Roads to a smaller network have more updates, "
+        "those to BK-Tiny by way of BK-Base three times as many before or after. Accuracy: pictures that are right by "
+        "the checker, "
         f"{args.images} of each of {args.prompts} held-out captions; of the teacher's: paired, beside its 25 steps of "
         f"DDIM at guidance {GUIDANCE:g}; diversity: how far apart things stand in one caption's right pictures, "
         "beside the teacher's. 95 % intervals over captions. Sampler: the most right of DDIM and Euler with trailing "

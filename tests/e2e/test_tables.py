@@ -112,16 +112,16 @@ def test_methods_of_few_steps_are_compared_with_their_teacher(tmp_path: Path, mo
     """Two methods, one of them in two stages; the samplers are chosen, and the teacher stands beside at equal steps."""
     table = example("few_steps_table")
     small = {"batch_size": 2, "warmup": 0, "held_out_most": 2}
-    whole = table.recipes
+    whole = table.methods
 
-    def two(updates: int) -> dict[str, Any]:
-        chosen = {words: whole(updates)[words] for words in ("guided LoRA, rank 4", METHOD)}
-        for stages in chosen.values():
+    def two(updates: int) -> list[Any]:
+        chosen = [method for method in whole(updates) if {"guided LoRA, rank 4", METHOD} & {*method[1].values()}]
+        for stages, _ in chosen:
             for stage in stages:
                 stage["settings"] |= small
         return chosen
 
-    monkeypatch.setattr(table, "recipes", two)
+    monkeypatch.setattr(table, "methods", two)
     monkeypatch.setattr(table, "PICTURES", 110)
     monkeypatch.setattr(table, "STEPS", (2, 1))
     words = ["--updates", "4", "--prompts", "2", "--images", "2", "--validation", "2", "--repeats", "1"]

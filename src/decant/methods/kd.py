@@ -7,7 +7,6 @@ teachers; with ``guidance_scale`` the output term follows the guided teacher, so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal, assert_never
 
 import torch
@@ -130,23 +129,30 @@ class KD:
         return "student"
 
     def terms(self, player: str, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, step: int) -> Sequence[Term]:
-        """``task``, ``output`` and ``feature/<student module>`` of every pair, for one timestep a sample."""
-        knobs, progress = self.knobs, self.knobs.progress(step)
-        condition = self._condition(batch, draw, value_at(knobs.caption_dropout, progress))
-        if knobs.timesteps.kind == "own_way":
-            x_t, t = self._own_way(nets, batch, draw, condition, step)
-            goal = x_t  # no noisy picture, so that there is no task
-        else:
-            x_t, t, goal = self._corrupted(batch, draw, progress)
+        """``task``, ``output`` and ``feature/<student module>`` of every pair, for one timestep a sample; on the
+        teacher's own way for all of its timesteps, their mean.
+        """
+        progress = self.knobs.progress(step)
+        condition = self._condition(batch, draw, value_at(self.knobs.caption_dropout, progress))
+        if self.knobs.timesteps.kind == "own_way":
+            points = self._own_way(nets, batch, draw, condition, step)
+            return [_folded(term, len(points)) for term in self._terms(nets, _joined(points), progress)]
+        x_t, t, goal = self._corrupted(batch, draw, progress)
         # The teacher first: the student's activations do not lie in memory yet.
         taught, inside = self._taught(nets, batch, draw, x_t, t, condition, step)
-        output, features = self._run(nets["student"], x_t, t, condition)
-        weight = self._weight(t)
-        terms = [Term("task", mse(output, goal), value_at(knobs.task, progress) * weight)] if ever(knobs.task) else []
-        if taught is not None and ever(knobs.output):
-            apart = self._output_distance(output, taught, x_t, t)
+        return self._terms(nets, _Asked(x_t, t, condition, taught, inside, goal), progress)
+
+    def _terms(self, nets: Mapping[str, nn.Module], asked: "_Asked", progress: float) -> list[Term]:
+        knobs, x_t, t = self.knobs, asked.x_t, asked.t
+        output, features = self._run(nets["student"], x_t, t, asked.condition)
+        weight, terms = self._weight(t), []
+        if ever(knobs.task):
+            assert asked.goal is not None, "the door has seen to a picture"
+            terms.append(Term("task", mse(output, asked.goal), value_at(knobs.task, progress) * weight))
+        if asked.taught is not None and ever(knobs.output):
+            apart = self._output_distance(output, asked.taught, x_t, t)
             terms.append(Term("output", apart, value_at(knobs.output, progress) * weight))
-        return terms + self._feature_terms(features, inside, weight, value_at(knobs.feature, progress))
+        return terms + self._feature_terms(features, asked.inside, weight, value_at(knobs.feature, progress))
 
     def _taught(
         self,
@@ -175,25 +181,21 @@ class KD:
 
     def _own_way(
         self, nets: Mapping[str, nn.Module], batch: Batch, draw: Draw, condition: Condition, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """x_t ``(B, C, h, w)`` and t ``(B,)``: where each of the teacher's own steps begins, all equally likely."""
-        schedule, device = self.family.schedule, batch.mean.device
+    ) -> list["_Asked"]:
+        """Where each of the teacher's own steps of DDIM begins, from pure noise on, and what it answers there."""
+        schedule, kind = self.family.schedule, self.family.prediction
         count = round(value_at(self.knobs.timesteps.count, self.knobs.progress(step)))
-        way = timesteps.trailing(len(schedule.alpha), min(len(schedule.alpha), count)).tolist()
-        place = timesteps.uniform(draw.uniform("timestep"), len(way)).to(device)
-        x_t = draw.normal("noise", tuple(batch.mean.shape[1:])).to(device)
-        for number, (here, there) in enumerate(pairwise(way), start=1):
-            t = torch.full_like(place, here)
-            output, _ = self._taught(nets, batch, draw, x_t, t, condition, step)
-            assert output is not None, "the door has seen to a teacher"
-            at = schedule.at(t, x_t.ndim)
-            kind = self.family.prediction
-            on = ddim_step(
-                to_x_0(kind, output, x_t, *at), to_epsilon(kind, output, x_t, *at),
-                *schedule.at(torch.full_like(place, there), x_t.ndim),
-            )  # fmt: skip
-            x_t = torch.where((place >= number).view(-1, *(1,) * (x_t.ndim - 1)), on, x_t)
-        return x_t, torch.tensor(way, device=device)[place]
+        way = timesteps.trailing(len(schedule.alpha), min(len(schedule.alpha), count)).to(batch.mean.device)
+        x_t, points = draw.normal("noise", tuple(batch.mean.shape[1:])).to(batch.mean.device), list[_Asked]()
+        for number, timestep in enumerate(way):
+            t = timestep.expand(len(x_t))
+            taught, inside = self._taught(nets, batch, draw, x_t, t, condition, step)
+            assert taught is not None, "the door has seen to a teacher"
+            points.append(_Asked(x_t, t, condition, taught, inside))
+            at, there = schedule.at(t, x_t.ndim), schedule.at(way[number + 1 : number + 2], x_t.ndim)
+            if number + 1 < len(way):
+                x_t = ddim_step(to_x_0(kind, taught, x_t, *at), to_epsilon(kind, taught, x_t, *at), *there)
+        return points
 
     def _guided(
         self, teacher: nn.Module, batch: Batch, draw: Draw, x_t: Tensor, t: Tensor, condition: Condition
@@ -282,6 +284,37 @@ class KD:
             Term(f"feature/{mine}", distance(student[mine], teacher[theirs]), weighted)
             for mine, theirs in self.pairs.items()
         ]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Points ``x_t`` ``(B, C, h, w)`` at ``t`` ``(B,)``, what the teacher answers there, and a perfect student."""
+
+    x_t: Tensor
+    t: Tensor
+    condition: Condition
+    taught: Tensor | None
+    inside: Mapping[str, Tensor]
+    goal: Tensor | None = None
+
+
+def _joined(points: Sequence[_Asked]) -> _Asked:
+    """All points of all samples in one batch: the first of each sample, then the second of each, and so on."""
+    taught = [point.taught for point in points if point.taught is not None]
+    return _Asked(
+        torch.cat([point.x_t for point in points]),
+        torch.cat([point.t for point in points]),
+        {name: torch.cat([point.condition[name] for point in points]) for name in points[0].condition},
+        torch.cat(taught),
+        {name: torch.cat([point.inside[name] for point in points]) for name in points[0].inside},
+    )
+
+
+def _folded(term: Term, points: int) -> Term:
+    """A term of all points as one of the samples: the mean over those of each."""
+    if isinstance(term.weight, Tensor) and term.weight.ndim:
+        return Term(term.name, term.weighted.view(points, -1).mean(0))
+    return Term(term.name, term.value.view(points, -1).mean(0), term.weight)
 
 
 def _distance(kind: Distance) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,5 +1,6 @@
 """The only sampler call in decant: prompts and seeds in, pictures out, one seed per picture."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
@@ -107,7 +108,8 @@ def _draw(pipeline: Pipeline, call: _Call, jobs: list[tuple[str, int]], output_t
     generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
     latents = _latents(pipeline, generators, call.options["height"], call.options["width"])
     # A second pipeline around the same networks leaves the caller's own scheduler and settings untouched.
-    painter: Any = rebuilt(pipeline, scheduler=call.scheduler)
+    painter: Any = copy.copy(pipeline)
+    painter.scheduler = call.scheduler
     painter.set_progress_bar_config(disable=True)
     # Without a negative prompt every pipeline takes its own unconditional twin: the empty prompt, or SDXL's zeros.
     told: dict[str, Any] = {**call.options, "generator": generators, "latents": latents, "output_type": output_type}
@@ -124,7 +126,8 @@ def _latents(pipeline: Pipeline, generators: list[torch.Generator], height: int,
     factor = pipeline.vae_scale_factor
     shape = (1, pipeline.unet.config.in_channels, height // factor, width // factor)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-    return noise.to(pipeline.unet.device, pipeline.unet.dtype)
+    place = next(each for each in pipeline.unet.parameters() if each.is_floating_point())
+    return noise.to(place.device, place.dtype)
 
 
 def _scheduler(pipeline: Pipeline, sampler: Sampler) -> Any:
@@ -156,7 +159,7 @@ def _scheduler(pipeline: Pipeline, sampler: Sampler) -> Any:
         case "dpm++":
             kind, changes = DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}
         case "as-is":
-            pass
+            return copy.deepcopy(pipeline.scheduler)
         case _:
             assert_never(sampler)
     return kind.from_config(config, **changes)

@@ -21,8 +21,8 @@ class TimestepSettings(BaseModel):
 
     kind: Literal["uniform", "trailing", "own_way", "log_normal"] = Field(
         default="uniform",
-        description="uniform: all; trailing: those of a shorter chain; own_way: the same, from where the teacher's own "
-        "steps begin, for teachers of few steps; log_normal: by noise level",
+        description="uniform: all; trailing: those of a shorter chain; own_way: all of these for every picture, where "
+        "the teacher's own steps begin, for teachers of few steps; log_normal: by noise level",
     )
     count: Annotated[int, Field(ge=1)] | Following = Field(
         default=1000, description="trailing, own_way: length of the chain, which may follow the run"

@@ -362,32 +362,28 @@ def test_a_student_may_answer_v_where_its_teacher_answers_epsilon(gamma: float |
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_teachers_own_way_is_its_samplers(prediction: Prediction) -> None:
-    """The student is asked where DDIM with trailing timesteps would stand, drawing with the teacher."""
-    knobs = Knobs(task=0, feature=0, timesteps=Timesteps("own_way", 4))
-    method, draw = kd(knobs, prediction), Draw(3, 5, tuple(range(9)))
-    given = batch()
-    given = replace(given, samples=draw.samples, **{
-        name: torch.cat([getattr(given, name)] * 3) for name in ("mean", "std")
-    }, **{name: {key: torch.cat([value] * 3) for key, value in getattr(given, name).items()}
-          for name in ("condition", "null")})  # fmt: skip
+    """The student is asked wherever DDIM with trailing timesteps stands while it draws with the teacher."""
+    method, given = kd(Knobs(task=0, feature=0.5, timesteps=Timesteps("own_way", 4)), prediction), batch()
     asked: list[tuple[Tensor, Tensor]] = []
-    student = plain(method.players["student"].module)
-    student.register_forward_pre_hook(lambda net, args: asked.append((args[0], args[1])))
-    found = {term.name: term for term in method.terms("student", nets(method), given, draw, 0)}
-    assert found.keys() == {"output"}
+    student = method.players["student"].module
+    assert isinstance(student, Tapped)
+    student.module.register_forward_pre_hook(lambda net, args: asked.append((args[0], args[1])))
+    found = terms(method, given)
+    assert set(found) == {*NAMES} - {"task"}
     ((x_t, t),) = asked
     sampler = DDIMScheduler.from_config(
         scheduler(prediction).config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False
     )
     sampler.set_timesteps(4)
-    assert {*t.tolist()} == {*sampler.timesteps.tolist()}, "nine samples meet each of four steps"
-    expected, walked = x_t.clone(), draw.normal("noise", (4, 8, 8))
+    assert t.tolist() == sampler.timesteps.repeat_interleave(3).tolist()
+    walked, apart = DRAW.normal("noise", (4, 8, 8)), torch.zeros(3)
     with torch.no_grad():
-        for now in sampler.timesteps:
-            expected[t == now] = walked[t == now]
-            output = plain(method.frozen["teacher"])(walked, now, **given.condition).sample
-            walked = sampler.step(output, now, walked).prev_sample
-    torch.testing.assert_close(x_t, expected, atol=1e-4, rtol=1e-4)
+        for place, now in enumerate(sampler.timesteps):
+            torch.testing.assert_close(x_t[3 * place : 3 * place + 3], walked, atol=1e-4, rtol=1e-4)
+            mine, teacher = (net(walked, now, **given.condition).sample for net in (unet(1, 0), unet(2, 1)))
+            apart += each(mine, teacher) / 4
+            walked = sampler.step(teacher, now, walked).prev_sample
+    torch.testing.assert_close(found["output"].value.detach(), apart, atol=1e-4, rtol=1e-4)
 
 
 def test_outputs_are_compared_as_what_is_asked_for() -> None:
