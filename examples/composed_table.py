@@ -77,7 +77,8 @@ def main(words: Sequence[str] | None = None) -> None:
     report = json.loads((args.run / "report.json").read_text(encoding="utf-8"))
     scores = {model["name"]: model["scores"] for model in report["models"]}
     eager = replace(TEACHER, repeats=args.repeats)
-    found, compiled = measured(args.run, SHOWN, eager), measured(args.run, COMPILED, replace(eager, compile=True))
+    found = measured(args.run, SHOWN, eager)
+    compiled = measured(args.run, COMPILED, replace(eager, compile=True)) if COMPILED else {}
     conditions, here = found["teacher"]["measured"], machine()
     n = scores["teacher"]["scene_accuracy"]["n"]
     lines = [

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from decant.cli.work import run_and_report
+from decant.scenes.folder import draw_folder
 from processes import Begun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -132,3 +134,29 @@ def test_methods_of_few_steps_are_compared_with_their_teacher(tmp_path: Path, mo
     steps = {name: [int(row[1]) for row in rows if row[0] == f"| {name}"] for name in names}
     assert steps == {names[0]: [25, 2, 1], names[1]: [25, 2, 1], names[2]: [25, 2, 1], METHOD: [2, 1]}
     assert all(row[2] in (*table.SAMPLERS, "ddim") for row in rows)
+
+
+@pytest.mark.slow
+def test_the_composed_student_is_measured_beside_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of `quickstart --full`, with a step a stage; its page has every model's own steps."""
+    table, data = example("composed_table"), tmp_path / "data"
+    draw_folder(data, 110, "train")
+    small = {
+        "distill": ("steps=1", "warmup=0", "batch_size=2", "held_out_most=2"),
+        "consistency": ("steps=1", "warmup=0", "batch_size=2", "held_out_most=2"),
+        "decoder": ("steps=2", "batch_size=2", "samples=3", "held_out_most=2", "latency_repeats=0"),
+        "evaluate": ("images=2", "steps=1", "latency_repeats=0"),
+    }
+    sets = [f"{stage}.{each}" for stage, words in small.items() for each in words]
+    said: list[str] = []
+    run_and_report("quickstart-full", teacher="scenes", data=data, out=tmp_path / "run", sets=sets, talk=said.append)
+    monkeypatch.setattr(table, "COMPILED", ())  # it takes minutes, which `decant bench --compile` is there for
+    table.main([str(tmp_path / "run"), "--repeats", "1", "--page", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text()
+    rows = {
+        cells[0].removeprefix("| "): cells
+        for cells in (line.split(" | ") for line in page.splitlines() if line.startswith("| "))
+    }
+    assert [rows[name][1:3] for name in table.SHOWN] == [["25", "4"], ["25", "4"], ["3", "none"], ["3", "none"]]
+    assert float(rows["composed"][-1].removesuffix(" |")) > 4, "three steps without guidance"
+    assert str(tmp_path) not in page

@@ -69,7 +69,12 @@ def _report(run: Path, last: Path, records: dict[Path, dict[str, Any]]) -> dict[
         **({"data": data} if data else {}),
         "pictures": [_row(row, prefix) for row in evaluation["pictures"]],
         "training": trained,
-        "held_out": {name: record["held_out"] for name, record in named.items() if "held_out" in record},
+        # Of a UNet: a decoder's own figures stand in its record.
+        "held_out": {
+            name: record["held_out"]
+            for name, record in named.items()
+            if "output_error_after" in record.get("held_out", {})
+        },
     }
 
 
